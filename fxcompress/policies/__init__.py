@@ -1,0 +1,34 @@
+"""WHAT: policies as frozen values and as YAML files; never imports torch."""
+
+from fxcompress.policies.amount import Amount, show
+from fxcompress.policies.base import Strict
+from fxcompress.policies.files import dump, parse, presets, read, write_text
+from fxcompress.policies.policy import Budget, Plan, Policy, Search
+from fxcompress.policies.reference import Reference
+from fxcompress.policies.rules import Rule, Select
+from fxcompress.policies.steps import FoldBatchNorm, Prune, Quantize, Resolve, RuleStep, Step, Supernet
+
+__all__ = [
+    "Amount",
+    "Budget",
+    "FoldBatchNorm",
+    "Plan",
+    "Policy",
+    "Prune",
+    "Quantize",
+    "Reference",
+    "Resolve",
+    "Rule",
+    "RuleStep",
+    "Search",
+    "Select",
+    "Step",
+    "Strict",
+    "Supernet",
+    "dump",
+    "parse",
+    "presets",
+    "read",
+    "show",
+    "write_text",
+]
