@@ -1,0 +1,113 @@
+"""The editing primitive: put a module on an edge, and what belongs to it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcompress.errors import PassError
+from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn.functional import central_kernel, folded_bias, folded_weight
+
+INSERTED = (Quantizer, Mask, Choice)
+_DERIVED = (folded_weight, folded_bias, central_kernel)  # what computes one parameter from another
+
+
+def module_of(gm: fx.GraphModule, node: Any) -> nn.Module | None:
+    """Return the module that a `call_module` node calls, None for any other node or value."""
+    is_call = isinstance(node, fx.Node) and node.op == "call_module"
+    return gm.get_submodule(str(node.target)) if is_call else None
+
+
+def inserted(gm: fx.GraphModule, node: Any) -> bool:
+    """Return whether the node calls a module that a pass put on an edge (a Choice of whole operators is not on one)."""
+    return isinstance(module_of(gm, node), INSERTED) and len(node.args) == 1
+
+
+def tensor_under(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the tensor on which a chain of inserted modules sits: the node before the first of them."""
+    while inserted(gm, node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def parameter_under(gm: fx.GraphModule, node: Any) -> str | None:
+    """Return the qualified name of the parameter from which an edge comes, through folding and inserted modules.
+
+    None when the edge is not a parameter.
+    """
+    while isinstance(node, fx.Node):
+        if node.op == "get_attr":
+            return str(node.target)
+        if not (inserted(gm, node) or node.target in _DERIVED):
+            return None
+        node = node.args[0]
+    return None
+
+
+def get_tensor(gm: fx.GraphModule, name: str) -> Tensor:
+    """Return the parameter or buffer of that qualified name."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(gm.get_submodule(path), leaf)
+
+
+def insert(gm: fx.GraphModule, after: fx.Node, name: str, module: nn.Module, users: Iterable[fx.Node]) -> fx.Node:
+    """Put `module` on the edge from `after` to each of `users`, and return its node.
+
+    The module is registered under `name`; where it is there already (a tied weight), it is called once more.
+    Raises PassError when another module has the name.
+    """
+    if not has_module(gm, name):
+        gm.add_submodule(name, module)
+    elif gm.get_submodule(name) is not module:
+        raise PassError(f"{name!r} exists already in the graph; two steps cannot both put a module there")
+    with gm.graph.inserting_after(after):
+        node = gm.graph.call_module(name, (after,))
+    for user in users:
+        user.replace_input_with(after, node)
+    return node
+
+
+def has_module(gm: fx.GraphModule, name: str) -> bool:
+    """Return whether a module is registered under that qualified name."""
+    try:
+        gm.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def remove(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Take an inserted module off its edge; its module goes with its last call."""
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    gm.graph.erase_node(node)
+    delete_if_unused(gm, str(node.target))
+
+
+def delete_if_unused(gm: fx.GraphModule, target: str) -> None:
+    """Delete a submodule that no node calls any more."""
+    if not any(node.op == "call_module" and node.target == target for node in gm.graph.nodes):
+        gm.delete_submodule(target)
+
+
+def is_constant(gm: fx.GraphModule, node: Any) -> bool:
+    """Return whether an edge depends on parameters and buffers only."""
+    if not isinstance(node, fx.Node):
+        return True
+    if node.op == "get_attr":
+        return True
+    computed = inserted(gm, node) or node.target in _DERIVED
+    return computed and all(is_constant(gm, argument) for argument in node.all_input_nodes)
+
+
+@torch.no_grad()
+def constant_value(gm: fx.GraphModule, node: Any) -> Any:
+    """Return the value of an edge that depends on parameters and buffers only."""
+    if not isinstance(node, fx.Node):
+        return node
+    if node.op == "get_attr":
+        return get_tensor(gm, str(node.target))
+    arguments = [constant_value(gm, argument) for argument in node.args]
+    module = module_of(gm, node)
+    return module(*arguments) if module is not None else node.target(*arguments)  # type: ignore[operator]

@@ -1,0 +1,48 @@
+"""Shapes: what flows through each node for given inputs, and the work that it means."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcompress.graph.edit import constant_value
+from fxcompress.graph.inputs import Arguments
+from fxcompress.graph.layers import Layer
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        return value
+
+
+Shapes = dict[fx.Node, tuple[int, ...]]
+
+
+@torch.no_grad()
+def shapes(gm: fx.GraphModule, arguments: Arguments | None) -> Shapes | None:
+    """Run the graph once and return the shape of each tensor by node; None without arguments to run it on."""
+    if arguments is None:
+        return None
+    recorder = _Recorder(gm)
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    named = [arguments.kwargs.get(str(node.target), node.args[0] if node.args else None) for node in placeholders]
+    recorder.run(*arguments.args, *named[len(arguments.args) :])
+    return recorder.shapes
+
+
+def macs(gm: fx.GraphModule, layer: Layer, known: Shapes) -> int:
+    """Return the multiply-accumulates of all calls of a layer, for inputs of the known shapes."""
+    total = 0
+    for call in layer.calls:
+        if layer.operator.weight is not None:
+            weight = known.get(call.args[layer.operator.weight])  # type: ignore[arg-type]
+            weight = weight or tuple(constant_value(gm, call.args[layer.operator.weight]).shape)
+            total += layer.operator.macs(known[call.args[0]], weight, known[call])  # type: ignore[index]
+    return total
