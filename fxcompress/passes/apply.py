@@ -1,0 +1,48 @@
+"""The one way into every pass, and how a pass finds the layers that its rules speak of."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+from torch import fx
+
+from fxcompress.errors import PassError
+from fxcompress.graph import Layer, layers
+from fxcompress.graph.operators import KINDS
+from fxcompress.policies import RuleStep, Step
+from fxcompress.policies.rules import Matched, Subject, match
+
+
+@singledispatch
+def apply(spec: Step, gm: fx.GraphModule) -> None:
+    """Edit the graph in place as one step of a policy says; register a pass of your own with `@apply.register`.
+
+    Raises PassError when the edit cannot be made and PolicyError when a rule selects nothing.
+    """
+    raise PassError(
+        f"no pass is registered for {type(spec).__name__}; register one with @fxcompress.passes.apply.register"
+    )
+
+
+def select(spec: RuleStep, gm: fx.GraphModule) -> list[Matched[Any]]:
+    """Return what the rules of a step say of each operator of the graph that they select."""
+    subjects = [Subject(layer.name, layer.kind, layer.weight is not None) for layer in layers(gm)]
+    return match(spec.rules, subjects, KINDS, spec.kind)
+
+
+class Selected(NamedTuple):
+    """A layer, what the rules say of it together, and where the last of them stands."""
+
+    layer: Layer
+    rule: Any
+    at: str
+
+
+def selected_layers(spec: RuleStep, gm: fx.GraphModule) -> Sequence[Selected]:
+    """Return the layers that the rules of a step select, in graph order."""
+    by_name = {layer.name: layer for layer in layers(gm)}
+    found = []
+    for subject, rule, by in select(spec, gm):
+        at = spec.rules[by[-1]].at or f"{spec.kind} rule {by[-1] + 1}"
+        found.append(Selected(by_name[subject.name], rule, at))
+    return found

@@ -1,0 +1,117 @@
+"""quantize: puts quantizers on weights and on the inputs of operators, or a Choice of them where bits are open."""
+
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from fxcompress.errors import PassError, PolicyError
+from fxcompress.graph import Layer
+from fxcompress.graph.edit import insert, tensor_under
+from fxcompress.nn import Choice, Quantizer
+from fxcompress.passes.apply import Selected, apply, selected_layers
+from fxcompress.passes.tensors import chain, refuse_second, weight_tensors
+from fxcompress.policies import Quantize
+from fxcompress.policies.rules import is_open
+from fxcompress.policies.steps import InputSpec, WeightSpec
+
+
+class _Placement(NamedTuple):
+    """A quantizer to be put on the tensor `name`, held by `nodes`, for the given users."""
+
+    spec: WeightSpec | InputSpec
+    at: str
+    layer: Layer
+    nodes: dict[fx.Node, list[fx.Node]]
+
+
+@apply.register
+def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
+    """Put a quantizer on each weight and input that the rules name; each is named after its tensor.
+
+    Layers that share a tensor share its quantizer. Raises PassError when two rules disagree on one tensor.
+    """
+    placements: dict[str, _Placement] = {}
+    for selected in selected_layers(spec, gm):
+        if selected.layer.weight is None and selected.rule.input is None:
+            raise PassError(
+                f"{selected.at}: {selected.layer.name!r} is a {selected.layer.kind} without a weight; state its input"
+            )
+        if selected.rule.weight is not None and selected.layer.weight is not None:
+            _place_weight(selected, gm, placements)
+        if selected.rule.input is not None:
+            _place_inputs(selected, gm, placements)
+    for name, placement in placements.items():
+        _insert(gm, name, placement, spec.ranges.get(name))
+    gm.recompile()
+
+
+def _place_weight(selected: Selected, gm: fx.GraphModule, placements: dict[str, _Placement]) -> None:
+    for tensor in weight_tensors(gm)[selected.layer.name]:
+        nodes: dict[fx.Node, list[fx.Node]] = {node: [] for node in tensor.nodes}
+        for node in tensor.nodes:
+            last = ([node] + chain(gm, node))[-1]
+            nodes[node] = [call for call in tensor.calls if last in call.all_input_nodes]
+        _place(tensor.name, _Placement(selected.rule.weight, selected.at, selected.layer, nodes), placements)
+
+
+def _place_inputs(selected: Selected, gm: fx.GraphModule, placements: dict[str, _Placement]) -> None:
+    layer = selected.layer
+    for edge in layer.input_edges():
+        tensor = tensor_under(gm, edge)
+        if tensor.op == "get_attr":  # a parameter that flows in like an activation, not one
+            continue
+        users = [call for call in layer.calls if edge in [call.args[i] for i in layer.operator.inputs]]
+        _place(tensor.name, _Placement(selected.rule.input, selected.at, layer, {tensor: users}), placements)
+
+
+def _place(name: str, new: _Placement, placements: dict[str, _Placement]) -> None:
+    if "bits" not in new.spec.model_fields_set:
+        field = "weight" if isinstance(new.spec, WeightSpec) else "input"
+        raise PolicyError(
+            f"{new.at}: {field} of {new.layer.name!r} has no bits; write for example '{field}: {{bits: 8}}'"
+        )
+    earlier = placements.setdefault(name, new)
+    if earlier.spec != new.spec:
+        raise PassError(
+            f"tensor {name!r} is shared by {earlier.layer.name!r} and {new.layer.name!r}, but their rules disagree: "
+            f"{earlier.at} says {earlier.spec.plain()}, {new.at} says {new.spec.plain()}; state one for both"
+        )
+    for node, users in new.nodes.items():
+        known = earlier.nodes.setdefault(node, users)
+        known.extend(user for user in users if user not in known)
+
+
+def _insert(gm: fx.GraphModule, name: str, placement: _Placement, known: tuple[float, float] | None) -> None:
+    spec, layer = placement.spec, placement.layer
+    options = spec.bits if is_open(spec.bits) else (spec.bits,)
+    if options == ("float",):
+        return
+    modules = [_quantizer(bits, spec, layer, gm, known) for bits in options]
+    module: nn.Module = modules[0]
+    suffix = "quantizer"
+    if is_open(spec.bits):
+        field = "weight.bits" if isinstance(spec, WeightSpec) else "input.bits"
+        labels = [one.dtype_name if isinstance(one, Quantizer) else "float" for one in modules]
+        settings = {label: {field: bits} for label, bits in zip(labels, options, strict=True)}
+        module, suffix = Choice(dict(zip(labels, modules, strict=True)), settings), "quantizer_choice"
+    for node, users in placement.nodes.items():
+        refuse_second(gm, node, Quantizer, placement.at)
+        last = ([node] + chain(gm, node))[-1]
+        insert(gm, last, f"{name}_{suffix}", module, users)
+
+
+def _quantizer(
+    bits: int | str, spec: WeightSpec | InputSpec, layer: Layer, gm: fx.GraphModule, known: tuple[float, float] | None
+) -> nn.Module:
+    if bits == "float":
+        return nn.Identity()
+    axis = channels = None
+    if isinstance(spec, WeightSpec) and spec.per == "channel":
+        axis = layer.operator.out_axis
+        channels = layer.weight_tensor(gm).shape[axis]
+    quantizer = Quantizer(int(bits), symmetric=spec.symmetric, axis=axis, channels=channels)
+    quantizer.observer = spec.observer
+    if known is not None:
+        quantizer.set_range(*torch.tensor(known, dtype=torch.float64))
+    return quantizer
