@@ -1,0 +1,1 @@
+"""DECIDE: from open decisions to the plan: prices, the solver's answer, the lock file."""
