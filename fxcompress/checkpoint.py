@@ -1,0 +1,97 @@
+"""Saving and loading: `model.safetensors` and `policy.yaml` (the plan) in a folder; nothing is pickled."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from fxcompress.errors import CompressError
+from fxcompress.pipeline import transform
+from fxcompress.planning.holder import plan_of
+from fxcompress.policies import Plan, dump, read, write_text
+
+MODEL, POLICY = "model.safetensors", "policy.yaml"
+
+
+def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Write a compressed model as `model.safetensors` and `policy.yaml`; each file is replaced whole or not at all.
+
+    Raises CompressError when `model` was not made by `transform` or `load`.
+    """
+    plan = dump(plan_of(model))
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    owners = _owners(getattr(model, "_orig_mod", model))
+    tensors = {name: tensor.detach().contiguous() for name, tensor in owners.items()}
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MODEL}.")
+    os.close(descriptor)
+    try:
+        save_file(tensors, temporary, metadata={"policy_sha256": _digest(plan)})
+        os.replace(temporary, folder / MODEL)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    write_text(folder / POLICY, plan)
+
+
+def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
+    """Rebuild a saved compressed model, bit for bit, on a fresh instance of the original; `model` is not changed.
+
+    Raises CompressError when the files are missing, do not belong together, or were saved from another model.
+    """
+    folder = Path(directory)
+    plan = read(folder / POLICY)
+    if not isinstance(plan, Plan):
+        raise CompressError(f"{folder / POLICY} is a policy, not the plan of a saved model; save() writes one")
+    metadata, tensors = _read(folder / MODEL)
+    if metadata.get("policy_sha256") != _digest((folder / POLICY).read_text("utf-8")):
+        raise CompressError(
+            f"{folder / POLICY} is not the plan that {folder / MODEL} was saved with: it was edited, or a save was "
+            "interrupted between the two files"
+        )
+    try:
+        gm = transform(model, plan)
+    except CompressError as error:
+        raise CompressError(f"{folder} was saved from another model than {type(model).__name__}: {error}") from error
+    _fill(gm, tensors, f"{folder / MODEL} was saved from another model than {type(model).__name__}")
+    return gm
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _owners(model: nn.Module) -> dict[str, Tensor]:
+    """Return each tensor of the state under its first name; tied names come once."""
+    state = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CompressError(f"{path} cannot be read: {error}") from error
+
+
+def _fill(gm: fx.GraphModule, tensors: dict[str, Tensor], problem: str) -> None:
+    expected = _owners(gm)
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        said = f"the file lacks {missing[0]!r}" if missing else f"the model has no {unknown[0]!r}"
+        raise CompressError(f"{problem}: {said} ({len(missing)} missing, {len(unknown)} unknown)")
+    for name, tensor in tensors.items():
+        if expected[name].shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the model"
+            raise CompressError(f"{problem}: {name!r} is {shapes}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            expected[name].data = expected[name].data.to(tensor.dtype)
+    gm.load_state_dict(tensors, strict=False)

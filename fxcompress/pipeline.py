@@ -1,0 +1,85 @@
+"""The driver: from model and policy to plan, and from plan to the compressed model."""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any
+
+from torch import fx, nn
+
+from fxcompress.graph import capture, verify
+from fxcompress.graph.inputs import examples, rereadable
+from fxcompress.graph.shapes import shapes
+from fxcompress.measure.calibrate import calibrate
+from fxcompress.measure.hessian import Loss
+from fxcompress.passes import apply
+from fxcompress.passes.apply import select
+from fxcompress.policies import Plan, Policy, RuleStep, Step, read
+from fxcompress.policies.rules import Matched
+from fxcompress.planning.holder import hold
+from fxcompress.planning.lock import lock
+from fxcompress.planning.decide import decide
+from fxcompress.planning.prices import float_prices
+
+AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
+
+
+def transform(
+    model: nn.Module,
+    policy: AnyPolicy,
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+) -> fx.GraphModule:
+    """Return a compressed copy of `model` as the policy or plan says; `model` is not changed.
+
+    `policy` is a preset's name, a file, a mapping, a Policy, or a Plan, which is applied without measuring again.
+    `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` any iterable
+    of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. The result is called,
+    trained, moved and saved like the original, under the original parameter names.
+    Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
+    """
+    wanted = read(policy)
+    data = rereadable(data)
+    decided = (
+        wanted
+        if isinstance(wanted, Plan)
+        else plan(model, wanted, example_inputs=example_inputs, data=data, loss=loss)
+    )
+    gm = capture(model, example_inputs)
+    run(decided.steps, gm)
+    calibrate(gm, data, examples(gm, example_inputs, data).positional)
+    return hold(gm, decided)
+
+
+def plan(
+    model: nn.Module,
+    policy: AnyPolicy,
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+) -> Plan:
+    """Return the policy with every decision made, what it costs and why; takes and raises what `transform` does."""
+    wanted = read(policy)
+    if isinstance(wanted, Plan):
+        return wanted
+    data = rereadable(data)
+    gm = capture(model, example_inputs)
+    known = examples(gm, example_inputs, data)
+    original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
+    matched = run(wanted.steps, gm)
+    ranges = calibrate(gm, data, known.positional)
+    flow = shapes(gm, known.inputs)
+    decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
+    return lock(wanted, matched, ranges, gm, original, flow, decision)
+
+
+def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[list[Matched[Any]]]:
+    """Apply steps in order, verifying the graph after each; return what the rules of each step matched."""
+    matched = []
+    for step in steps:
+        matched.append(select(step, gm) if isinstance(step, RuleStep) else [])
+        apply(step, gm)
+        verify(gm)
+    return matched

@@ -1,0 +1,1 @@
+"""Report: rows, terminal table and JSON of what was done."""

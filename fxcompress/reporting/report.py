@@ -1,0 +1,122 @@
+"""The report: what was done to each layer, why, at what price; as a terminal table and as JSON."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fxcompress.errors import CompressError
+from fxcompress.planning.holder import plan_of
+from fxcompress.policies import Plan, read, show
+from fxcompress.policies.policy import LayerRecord, Record, Totals
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan's record, to be printed, or read as plain data."""
+
+    record: Record
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one mapping for each layer: name, kind, parameters, shares of size and work, decision, loss and why."""
+        return [_row(layer, self.record.totals) for layer in self.record.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows, the totals before and after, the budgets and the solution as plain data."""
+        record = self.record
+        return {
+            "layers": self.rows(),
+            "totals": record.totals.model_dump(),
+            "budgets": {name: budget.plain() for name, budget in record.budgets.items()},
+            "solution": record.solution and record.solution.model_dump(),
+            "matched": {rule: list(names) for rule, names in record.matched.items()},
+        }
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the report as a table."""
+        console = console or Console()
+        console.print(_layer_table(self.record))
+        for line in _summary(self.record):
+            console.print(line, highlight=False)
+
+
+def report(source: nn.Module | Plan | str | os.PathLike[str]) -> Report:
+    """Return the report of a compressed model, a plan, a plan's file, or the folder of a saved model.
+
+    Raises CompressError when there is no plan in it.
+    """
+    if isinstance(source, nn.Module):
+        return Report(plan_of(source).plan)
+    if not isinstance(source, Plan):
+        path = Path(source)
+        plan = read(path / "policy.yaml" if path.is_dir() else path)
+        if not isinstance(plan, Plan):
+            raise CompressError(f"{path} is a policy without decisions; fxcompress plan writes a plan")
+        source = plan
+    return Report(source.plan)
+
+
+def _row(layer: LayerRecord, totals: Totals) -> dict[str, Any]:
+    share_of_work = (
+        layer.float_bops / totals.float_bops if layer.float_bops is not None and totals.float_bops else None
+    )
+    return layer.model_dump() | {
+        "share_of_size": layer.float_size / totals.float_size if totals.float_size else 0.0,
+        "share_of_work": share_of_work,
+    }
+
+
+def _layer_table(record: Record) -> Table:
+    table = Table(title="What was done to each layer, and why", title_justify="left", row_styles=["", "dim"])
+    for name in ("layer", "kind"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "size", "work"):
+        table.add_column(name, justify="right")
+    table.add_column("decision")
+    table.add_column("expected loss", justify="right")
+    table.add_column("why", ratio=1)
+    for layer in record.layers:
+        row = _row(layer, record.totals)
+        work = "-" if row["share_of_work"] is None else f"{row['share_of_work']:.1%}"
+        loss = "-" if layer.expected_loss is None else f"{layer.expected_loss:.2g} ± {layer.standard_error:.1g}"
+        cells = (
+            layer.name,
+            layer.kind,
+            f"{layer.parameters:,}",
+            f"{row['share_of_size']:.1%}",
+            work,
+            layer.decision,
+            loss,
+        )
+        table.add_row(*cells, layer.why)
+    return table
+
+
+def _summary(record: Record) -> list[str]:
+    totals = record.totals
+    lines = [
+        f"size      {show('size', totals.float_size)} -> {show('size', totals.size)} ({totals.size / max(totals.float_size, 1):.1%})"
+    ]
+    if totals.bops is not None and totals.float_bops:
+        lines.append(
+            f"work      {show('bops', totals.float_bops)} -> {show('bops', totals.bops)} ({totals.bops / totals.float_bops:.1%})"
+        )
+    lines.append(f"sparsity  {totals.sparsity:.1%} of {totals.parameters:,} weights are zero")
+    for name, budget in record.budgets.items():
+        used = f"{show(name, budget.predicted)} of {show(name, budget.limit)}"
+        lines.append(f"budget    {name} {budget.asked}: {used}")
+    if record.solution is not None:
+        s = record.solution
+        lines.append(
+            f"solution  {s.status} by {s.solver}: loss +{s.objective:.4g}, bound {s.bound:.4g}, gap {s.gap:.2%}"
+        )
+    return lines
