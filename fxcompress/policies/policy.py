@@ -1,7 +1,8 @@
 """The policy: what the user wants; and the plan: the same with every decision made."""
 
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +12,7 @@ from fxcompress.policies.base import Strict, nearest
 from fxcompress.policies.reference import Reference, is_dotted
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.steps import AnyStep, RuleStep
+from fxcompress.policies.write import dump, write_text
 
 
 class HessianTrace(Strict):
@@ -108,6 +110,19 @@ class Policy(Strict):
     version: Literal[1]
     steps: Annotated[tuple[AnyStep, ...], Field(min_length=1)]
     search: Search | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy as a YAML file, whole or not at all; `read` gives an equal policy."""
+        write_text(path, dump(self))
+
+    def with_budgets(self, budgets: Mapping[str, Any]) -> Self:
+        """Return the policy with some budgets replaced or added, for example `{"size": "20%"}`.
+
+        Raises ValueError for a policy that has no search, ValidationError for a budget that is not accepted.
+        """
+        if self.search is None:
+            raise ValueError("the policy has no search, so it takes no budgets")
+        return self.replaced(search=self.search.replaced(budgets=self.search.budgets | dict(budgets)))
 
     @model_validator(mode="after")
     def _open_needs_search(self) -> "Policy":

@@ -16,6 +16,9 @@ from fxcompress.policies import Plan, read, show
 from fxcompress.policies.policy import LayerRecord, Record, Totals
 
 
+_WIDE = 160  # from this width on the reason stands in the table, else below it
+
+
 @dataclass(frozen=True)
 class Report:
     """A plan's record, to be printed, or read as plain data."""
@@ -23,7 +26,7 @@ class Report:
     record: Record
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one mapping for each layer: name, kind, parameters, shares of size and work, decision, loss and why."""
+        """Return a mapping for each layer: name, kind, parameters, shares of size and work, decision, loss, why."""
         return [_row(layer, self.record.totals) for layer in self.record.layers]
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +47,10 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """Print the report as a table."""
         console = console or Console()
-        console.print(_layer_table(self.record))
+        wide = console.width >= _WIDE
+        console.print(_layer_table(self.record, wide))
+        for layer in () if wide else self.record.layers:
+            console.print(f"{layer.name}: {layer.why}", highlight=False, markup=False)
         for line in _summary(self.record):
             console.print(line, highlight=False)
 
@@ -75,15 +81,16 @@ def _row(layer: LayerRecord, totals: Totals) -> dict[str, Any]:
     }
 
 
-def _layer_table(record: Record) -> Table:
+def _layer_table(record: Record, with_reasons: bool) -> Table:
     table = Table(title="What was done to each layer, and why", title_justify="left", row_styles=["", "dim"])
     for name in ("layer", "kind"):
-        table.add_column(name, no_wrap=True)
-    for name in ("parameters", "size", "work"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "share of size", "share of work"):
         table.add_column(name, justify="right")
     table.add_column("decision")
     table.add_column("expected loss", justify="right")
-    table.add_column("why", ratio=1)
+    if with_reasons:
+        table.add_column("why", ratio=1)
     for layer in record.layers:
         row = _row(layer, record.totals)
         work = "-" if row["share_of_work"] is None else f"{row['share_of_work']:.1%}"
@@ -97,19 +104,15 @@ def _layer_table(record: Record) -> Table:
             layer.decision,
             loss,
         )
-        table.add_row(*cells, layer.why)
+        table.add_row(*cells, *([layer.why] if with_reasons else []))
     return table
 
 
 def _summary(record: Record) -> list[str]:
     totals = record.totals
-    lines = [
-        f"size      {show('size', totals.float_size)} -> {show('size', totals.size)} ({totals.size / max(totals.float_size, 1):.1%})"
-    ]
+    lines = [_change("size", "size", totals.float_size, totals.size)]
     if totals.bops is not None and totals.float_bops:
-        lines.append(
-            f"work      {show('bops', totals.float_bops)} -> {show('bops', totals.bops)} ({totals.bops / totals.float_bops:.1%})"
-        )
+        lines.append(_change("work", "bops", totals.float_bops, totals.bops))
     lines.append(f"sparsity  {totals.sparsity:.1%} of {totals.parameters:,} weights are zero")
     for name, budget in record.budgets.items():
         used = f"{show(name, budget.predicted)} of {show(name, budget.limit)}"
@@ -120,3 +123,7 @@ def _summary(record: Record) -> list[str]:
             f"solution  {s.status} by {s.solver}: loss +{s.objective:.4g}, bound {s.bound:.4g}, gap {s.gap:.2%}"
         )
     return lines
+
+
+def _change(name: str, budget: str, before: int, after: int) -> str:
+    return f"{name:<9} {show(budget, before)} -> {show(budget, after)} ({after / max(before, 1):.1%})"

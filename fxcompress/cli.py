@@ -1,0 +1,232 @@
+"""The command line: check, plan, transform, lower, report, schema and demo."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from torch import nn
+from typer.core import TyperGroup
+
+from fxcompress import checkpoint, pipeline
+from fxcompress.errors import CompressError, PolicyError
+from fxcompress.graph import capture
+from fxcompress.graph.inputs import examples
+from fxcompress.lowering.lowered import lower as lower_model
+from fxcompress.policies import Plan, Policy, RuleStep, read, show
+from fxcompress.policies.reference import is_dotted, load_attribute
+from fxcompress.reporting.report import report as make_report
+from fxcompress.version import VERSION
+
+_out, _err = Console(), Console(stderr=True)
+
+
+class _Group(TyperGroup):
+    """Turns errors into exit codes: 2 for a wrong policy or command line, 1 where model or budget says no."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CompressError as error:
+            _err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            raise SystemExit(2 if isinstance(error, PolicyError) else 1) from error
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+
+PolicyArgument = Annotated[str, typer.Argument(help="A policy or plan (.yaml, .json), or a preset's name such as w8a8.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="The float model: `package.module:name`, a module or a function that makes one.")
+]
+OptionalModel = Annotated[str | None, typer.Option("--model", "-m", help="A float model to check the rules against.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", "-d", help="Batches for calibration and sensitivity: `package.module:name`.")
+]
+LossOption = Annotated[
+    str | None, typer.Option("--loss", "-l", help="The loss, e.g. `torch.nn.functional:cross_entropy`.")
+]
+InputsOption = Annotated[str | None, typer.Option("--inputs", "-i", help="Example inputs: `package.module:name`.")]
+BudgetOption = Annotated[
+    list[str] | None, typer.Option("--budget", "-b", help="Replace a budget of the policy, e.g. `size=20%`. Repeatable.")
+]
+BuiltinOnly = Annotated[
+    bool, typer.Option("--builtin-only", help="Refuse names of the form package.module:attribute, which run code.")
+]
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Make PyTorch models small and fast from a policy file.
+
+    Exit codes: 0 fine, 1 the model or the budget says no, 2 wrong usage or a bad policy.
+    """
+    sys.path.insert(0, os.getcwd())  # so that package.module names of the user's own project are found
+    if version:
+        _out.print(VERSION)
+        raise typer.Exit
+
+
+@app.command()
+def check(policy: PolicyArgument, model: OptionalModel = None, builtin_only: BuiltinOnly = False) -> None:
+    """Check a policy file; with a model, show which layers each rule matches. Nothing is measured or written.
+
+    Example: `fxcompress check mixed.yaml --model mypackage.models:resnet`
+    """
+    wanted = read(policy, builtin_only=builtin_only)
+    _out.print(f"{policy}: {'a plan' if isinstance(wanted, Plan) else 'a policy'} with {len(wanted.steps)} steps, valid")
+    if model is not None:
+        gm = capture(_model(model))
+        matched = pipeline.run(wanted.steps, gm)
+        for step, said in zip(wanted.steps, matched, strict=True):
+            for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ()):
+                names = [m.subject.name for m in said if index in m.by]
+                where = rule.at or f"{step.kind} rule {index + 1}"
+                _out.print(f"{where}: {len(names)} layers: {', '.join(names)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    policy: PolicyArgument,
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")],
+    data: DataOption = None,
+    loss: LossOption = None,
+    inputs: InputsOption = None,
+    budget: BudgetOption = None,
+) -> None:
+    """Measure, solve and write the plan: the policy with every decision made, what each costs and why.
+
+    Example: `fxcompress plan mixed.yaml -m mypackage:net -d mypackage:batches -l torch.nn.functional:cross_entropy
+    -o mixed.plan.yaml`
+    """
+    decided = pipeline.plan(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs))
+    decided.save(output)
+    make_report(decided).print(_out)
+    _out.print(f"wrote {output}")
+
+
+@app.command()
+def transform(
+    policy: PolicyArgument,
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model.safetensors and policy.yaml.")],
+    data: DataOption = None,
+    loss: LossOption = None,
+    inputs: InputsOption = None,
+    budget: BudgetOption = None,
+) -> None:
+    """Compress a model and save it: `model.safetensors` and `policy.yaml` (the plan). A plan needs no data.
+
+    Example: `fxcompress transform mixed.plan.yaml -m mypackage:net -o small/`
+    """
+    small = pipeline.transform(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs))
+    checkpoint.save(small, output)
+    make_report(small).print(_out)
+    _out.print(f"wrote {output / checkpoint.MODEL} and {output / checkpoint.POLICY}")
+
+
+@app.command()
+def lower(
+    directory: Annotated[Path, typer.Argument(help="The folder of a saved compressed model.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    inputs: InputsOption = None,
+    data: DataOption = None,
+    max_difference: Annotated[
+        float | None, typer.Option(help="Fail when an output differs by more than this share of the largest output.")
+    ] = None,
+) -> None:
+    """Export a saved compressed model to ONNX, run it in ONNX Runtime and compare it with PyTorch.
+
+    Example: `fxcompress lower small/ -m mypackage:net -i mypackage:example -o small.onnx`
+    """
+    small = checkpoint.load(directory, _model(model))
+    known = examples(small, _value(inputs), _value(data)).inputs
+    if known is None:
+        raise PolicyError("lower runs the model once: pass --inputs package.module:name or --data package.module:name")
+    lowered = lower_model(small, output, known, max_difference=max_difference)
+    _out.print(
+        f"wrote {output}: {show('size', lowered.bytes)}, of it weights {show('size', lowered.weight_bytes)}, opset "
+        f"{lowered.opset}; largest difference to PyTorch {lowered.largest_difference:.3g} "
+        f"({lowered.relative_difference:.2%} of the largest output)"
+    )
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(help="A plan's file, or the folder of a saved compressed model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Show what was done to each layer, why, and at what price.
+
+    Example: `fxcompress report small/`
+    """
+    found = make_report(source)
+    if as_json:
+        print(found.to_json())
+    else:
+        found.print(_out)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, with which editors complete and check them.
+
+    Example: `fxcompress schema > policy.schema.json`
+    """
+    print(json.dumps(Policy.model_json_schema(), indent=2))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files it writes.")] = Path("demo-output"),
+) -> None:
+    """Train a small ResNet on handwritten digits, compress it, run it in ONNX Runtime and compare. Takes two minutes."""
+    from fxcompress.demo.run import run
+
+    run(output, _out)
+
+
+def _policy(name: str, budgets: list[str] | None) -> Policy:
+    policy = read(name)
+    try:
+        return policy.with_budgets(dict(_assignment(text) for text in budgets)) if budgets else policy
+    except ValueError as error:
+        raise PolicyError(f"--budget: {error}") from error
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, amount = text.partition("=")
+    if not equals:
+        raise PolicyError(f"--budget {text!r}: write name=amount, for example size=20%")
+    return name.strip(), amount.strip()
+
+
+def _value(name: str | None) -> Any:
+    """Return what `package.module:name` stands for; a function is called."""
+    if name is None:
+        return None
+    if not is_dotted(name):
+        raise PolicyError(f"{name!r} is not of the form package.module:name")
+    value = load_attribute(name)
+    return value() if callable(value) and not isinstance(value, nn.Module) else value
+
+
+def _model(name: str) -> nn.Module:
+    value = _value(name)
+    if not isinstance(value, nn.Module):
+        raise PolicyError(f"--model {name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one")
+    return value
+
+
+def _arguments(data: str | None, loss: str | None, inputs: str | None) -> dict[str, Any]:
+    return {
+        "data": _value(data),
+        "loss": None if loss is None else load_attribute(loss),
+        "example_inputs": _value(inputs),
+    }
