@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+DATA ?= data
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types check bench-resnet20 clean
@@ -34,7 +35,7 @@ types: .venv/.installed ## check the types
 check: test lint types ## everything that has to pass before a change goes in
 
 bench-resnet20: .venv/.installed ## measure ResNet-20 on CIFAR-10
-	$(BIN)/python benchmarks/resnet20_cifar10.py
+	$(BIN)/python benchmarks/resnet20_cifar10.py --data $(DATA)
 
 clean: ## remove what was built and cached, all but .venv
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import CompressError
 from fxcompress.pipeline import transform
 from fxcompress.planning.holder import plan_of
-from fxcompress.policies import Plan, dump, read, write_text
+from fxcompress.policies import Plan, dump, read
 
 MODEL, POLICY = "model.safetensors", "policy.yaml"
 
@@ -28,15 +28,11 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     owners = _owners(getattr(model, "_orig_mod", model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in owners.items()}
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MODEL}.")
-    os.close(descriptor)
-    try:
-        save_file(tensors, temporary, metadata={"policy_sha256": _digest(plan)})
-        os.replace(temporary, folder / MODEL)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    write_text(folder / POLICY, plan)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+        save_file(tensors, Path(staging, MODEL), metadata={"policy_sha256": _digest(plan)})
+        Path(staging, POLICY).write_text(plan, "utf-8")
+        for name in (MODEL, POLICY):  # load tells by the digest should the machine stop between the two
+            os.replace(Path(staging, name), folder / name)
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
