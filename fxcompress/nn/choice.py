@@ -12,8 +12,8 @@ class Choice(nn.Module):
     """Offer several modules for one edge and run one of them.
 
     Every option takes the same inputs. `active` names the option that runs; None leaves the edge as it was (the first
-    input passes unchanged). It is a run-time switch like `training`: the decision itself is made by the `resolve` pass,
-    which replaces the Choice by the option taken. A Choice in a graph is an open decision.
+    input passes unchanged). It is a run-time switch like `training`: the decision itself is made by the `resolve`
+    pass, which replaces the Choice by the option taken. A Choice in a graph is an open decision.
 
     `settings` says for each option what it means in the policy's words.
     """

@@ -1,7 +1,10 @@
 """Packing: integer codes stored at their own width, `bits` bits for each."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_CHUNK = 2**20  # codes packed at a time, to bound memory; a multiple of 8, so that chunks end with whole bytes
 
 
 def packed_bytes(numel: int, bits: int) -> int:
@@ -14,7 +17,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Negative codes are in two's complement. The last byte is filled with zeros.
     """
-    places = torch.arange(bits - 1, -1, -1)
-    stream = (codes.reshape(-1, 1).to(torch.int16) >> places & 1).flatten().to(torch.uint8)
-    stream = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
+    return torch.cat([_pack(part, bits) for part in codes.flatten().split(_CHUNK)])
+
+
+def unpack(packed: Tensor, bits: int, numel: int) -> Tensor:
+    """Return the `numel` signed codes of `bits` bits, as int8, that `pack` put into `packed`."""
+    stream = (packed.unsqueeze(1) >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1).flatten()
+    places = torch.tensor([-(2 ** (bits - 1)), *(2**place for place in reversed(range(bits - 1)))])
+    return (stream[: numel * bits].view(numel, bits) * places).sum(1).to(torch.int8)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    places = torch.arange(bits - 1, -1, -1, dtype=torch.int16)
+    stream = (codes.unsqueeze(1).to(torch.int16) >> places & 1).flatten().to(torch.uint8)
+    stream = F.pad(stream, (0, -stream.numel() % 8)).view(-1, 8)
     return (stream << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)

@@ -30,7 +30,8 @@ class Quantizer(nn.Module):
         if (axis is None) != (channels is None):
             raise ValueError("a per-channel Quantizer needs both `axis` and `channels`, a per-tensor one neither")
         self.bits, self.symmetric, self.axis = bits, symmetric, axis
-        self.low, self.high = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+        self.low: int = 1 - 2 ** (bits - 1) if symmetric else 0
+        self.high: int = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
         shape = () if channels is None else (channels,)
         self.register_buffer("scale", torch.full(shape, torch.nan))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
@@ -52,8 +53,11 @@ class Quantizer(nn.Module):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Set scale and zero point so that the grid spans `low` .. `high`, widened to hold zero exactly.
 
-        `low` and `high` are scalars per tensor or vectors of length `channels` per channel.
+        `low` and `high` are scalars per tensor or vectors of length `channels` per channel. Raises ValueError when
+        they are not finite.
         """
+        if not (low.isfinite().all() and high.isfinite().all()):
+            raise ValueError(f"a range has finite ends, not {low.tolist()} and {high.tolist()}")
         low = low.to(self.scale.device, torch.float64).reshape(self.scale.shape).clamp(max=0)
         high = high.to(self.scale.device, torch.float64).reshape(self.scale.shape).clamp(min=0)
         span = torch.maximum(-low, high) if self.symmetric else high - low
@@ -69,9 +73,8 @@ class Quantizer(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer codes of `x` as int8 (symmetric) or uint8 (affine)."""
         scale, zero_point = self._parameters_for(x)
-        return integer_codes(x, scale, zero_point, self.low, self.high).to(
-            torch.int8 if self.symmetric else torch.uint8
-        )
+        codes = integer_codes(x, scale, zero_point, self.low, self.high)
+        return codes.to(torch.int8 if self.symmetric else torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -90,7 +93,7 @@ class Quantizer(nn.Module):
         shape[self.axis] = -1
         return self.scale.view(shape), self.zero_point.view(shape)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._ready = bool(self.scale.isfinite().all())
 

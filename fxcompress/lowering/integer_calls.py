@@ -1,0 +1,107 @@
+"""Integer calls: which layers of a quantized graph an engine runs in integers, and who else reads their inputs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxcompress.graph.edit import constant_value, inserted, is_constant, module_of
+from fxcompress.graph.operators import operator_of
+from fxcompress.lowering.clamps import clamp_bounds
+from fxcompress.nn import Quantizer
+
+_KINDS = ("conv1d", "conv2d", "conv3d", "linear")  # what ONNX Runtime has integer kernels for
+
+# Operators that only move values: ONNX Runtime moves a DequantizeLinear through them.
+_MOVES = {
+    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
+    *("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
+}
+
+
+@dataclass(frozen=True)
+class IntegerCall:
+    """One call of a layer that runs in integers; `weight` is the edge that it takes."""
+
+    weight: fx.Node
+    bias: Tensor | None
+    input_scale: Tensor
+    linear: bool
+
+
+def quantizer_under(gm: fx.GraphModule, node: Any) -> Quantizer | None:
+    """Return the Quantizer in the chain of inserted modules that ends at `node`."""
+    while inserted(gm, node):
+        module = module_of(gm, node)
+        if isinstance(module, Quantizer):
+            return module
+        node = node.args[0]
+    return None
+
+
+def activations(gm: fx.GraphModule) -> dict[fx.Node, Quantizer]:
+    """Return the calls of quantizers that sit on activations, with their quantizers."""
+    calls = [(node, module_of(gm, node)) for node in gm.graph.nodes]
+    return {node: found for node, found in calls if isinstance(found, Quantizer) and not is_constant(gm, node)}
+
+
+def integer_calls(gm: fx.GraphModule) -> dict[fx.Node, IntegerCall]:
+    """Return the calls that run in integers: weight quantized per tensor or output channel, input per tensor.
+
+    ONNX Runtime has no integer convolution with a float result, so that one must be quantized too, per tensor.
+    """
+    found = {}
+    for node in gm.graph.nodes:
+        operator = operator_of(node)
+        if operator is None or operator.kind not in _KINDS:
+            continue
+        source, weight, bias = node.args[:3]
+        grid, input_grid = quantizer_under(gm, weight), _quantizer_before(gm, source)
+        if grid is None or input_grid is None or not is_constant(gm, weight) or not is_constant(gm, bias):
+            continue
+        linear = operator.kind == "linear"
+        if grid.axis in (None, 0) and input_grid.axis is None and (linear or _only_quantized(gm, node)):
+            found[node] = IntegerCall(weight, constant_value(gm, bias), input_grid.scale, linear)
+    return found
+
+
+def feeds_float_layer(gm: fx.GraphModule, user: fx.Node, integer: dict[fx.Node, IntegerCall], *, whole: bool) -> bool:
+    """Return whether `user`, or what it moves values to, is a layer with parameters that does not run in integers.
+
+    What leaves a graph that is only a part of the model (not the `whole`) may meet such a layer.
+    """
+    if user.op == "output":
+        return not whole
+    if user in integer:
+        return False
+    if _moves(gm, user):
+        return any(feeds_float_layer(gm, after, integer, whole=whole) for after in user.users)
+    module = module_of(gm, user)
+    if module is not None:
+        return next(module.parameters(), None) is not None
+    return any(is_constant(gm, operand) for operand in user.all_input_nodes)
+
+
+def _quantizer_before(gm: fx.GraphModule, node: Any) -> Quantizer | None:
+    while isinstance(node, fx.Node) and _moves(gm, node):
+        node = node.args[0]
+    module = module_of(gm, node)
+    return module if isinstance(module, Quantizer) else None
+
+
+def _only_quantized(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the one reader of a result is a per-tensor quantizer, after clamps that the quantizer takes over."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    module = module_of(gm, user)
+    if isinstance(module, Quantizer):
+        return module.axis is None
+    return clamp_bounds(user) is not None and _only_quantized(gm, user)
+
+
+def _moves(gm: fx.GraphModule, node: fx.Node) -> bool:
+    return node.target in _MOVES or isinstance(module_of(gm, node), nn.modules.dropout._DropoutNd)

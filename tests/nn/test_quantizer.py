@@ -1,0 +1,230 @@
+"""Quantizer: the numbers against numpy, torch and ONNX Runtime, its gradient, its state and its errors."""
+
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from fxcompress.errors import NotReadyError
+from fxcompress.nn import Quantizer
+
+GRIDS = [(bits, symmetric) for bits in range(2, 9) for symmetric in (True, False)]
+
+
+def ready(bits, symmetric, low=-1.0, high=2.0):
+    quantizer = Quantizer(bits, symmetric=symmetric)
+    quantizer.set_range(torch.tensor(low), torch.tensor(high))
+    return quantizer
+
+
+def per_channel(bits, symmetric, axis, x):
+    """Return a quantizer whose range is the smallest and largest value of each channel of `x`."""
+    quantizer = Quantizer(bits, symmetric=symmetric, axis=axis, channels=x.shape[axis])
+    rows = x.movedim(axis, 0).flatten(1)
+    quantizer.set_range(rows.amin(1), rows.amax(1))
+    return quantizer
+
+
+def interesting(scale, zero_point, low, high):
+    """Return values on the grid, ties between two codes, their neighbours, and values far outside."""
+    codes = torch.arange(low - 3, high + 4, dtype=torch.float32) - zero_point
+    grid, ties = codes * scale, (codes + 0.5) * scale
+    beside = [torch.nextafter(ties, torch.tensor(end)) for end in (-torch.inf, torch.inf)]
+    return torch.cat([grid, ties, *beside, torch.tensor([0.0, -0.0, 1e30, -1e30, 1e-30]), torch.randn(500)])
+
+
+def reference(x, quantizer):
+    """Return codes and values in numpy with the same float type as `x`, as the Quantizer's docstring says."""
+    shape = [1] * x.dim()
+    if quantizer.axis is not None:
+        shape[quantizer.axis] = -1
+    scale = quantizer.scale.numpy().astype(x.numpy().dtype).reshape(shape if quantizer.axis is not None else ())
+    zero_point = quantizer.zero_point.numpy().reshape(scale.shape)
+    codes = np.clip(np.rint(x.numpy() / scale) + zero_point, quantizer.low, quantizer.high)
+    return codes, (codes - zero_point).astype(scale.dtype) * scale
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_numpy(bits, symmetric, dtype):
+    quantizer = ready(bits, symmetric)
+    x = interesting(quantizer.scale, quantizer.zero_point, quantizer.low, quantizer.high).to(dtype)
+    codes, values = reference(x, quantizer)
+    found = quantizer(x)
+    assert found.dtype is dtype
+    assert np.array_equal(found.numpy(), values)
+    assert np.array_equal(quantizer.codes(x).numpy(), codes)
+    assert quantizer.codes(x).dtype is (torch.int8 if symmetric else torch.uint8)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (4, False), (8, True)])
+def test_per_channel_against_numpy(bits, symmetric, axis):
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    x.select(axis, 1).zero_()
+    quantizer = per_channel(bits, symmetric, axis, x)
+    codes, values = reference(x, quantizer)
+    assert np.array_equal(quantizer(x).numpy(), values)
+    assert np.array_equal(quantizer.codes(x).numpy(), codes)
+    assert quantizer(x).select(axis, 1).eq(0).all()
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
+def test_against_torch(bits, symmetric):
+    # torch multiplies by the inverse of the scale, which decides ties differently
+    quantizer = ready(bits, symmetric)
+    x = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    position = x / quantizer.scale
+    x = x[((position - position.floor()) - 0.5).abs() > 1e-3]
+    scale, zero_point = quantizer.scale.item(), int(quantizer.zero_point)
+    expected = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, quantizer.low, quantizer.high)
+    torch.testing.assert_close(quantizer(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_per_channel_against_torch(axis):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) + 0.01
+    quantizer = per_channel(4, False, axis, x)
+    expected = torch.fake_quantize_per_channel_affine(x, quantizer.scale, quantizer.zero_point, axis, 0, 15)
+    torch.testing.assert_close(quantizer(x), expected, rtol=0, atol=0)
+
+
+def in_onnx_runtime(x, quantizer):
+    """Return what QuantizeLinear, Clip and DequantizeLinear make of `x`."""
+    kind = TensorProto.INT8 if quantizer.symmetric else TensorProto.UINT8
+    code_type = np.int8 if quantizer.symmetric else np.uint8
+    named = {
+        "scale": quantizer.scale.numpy(),
+        "zero": quantizer.zero_point.numpy().astype(code_type),
+        "low": np.array(quantizer.low, code_type),
+        "high": np.array(quantizer.high, code_type),
+    }
+    axis = {} if quantizer.axis is None else {"axis": quantizer.axis}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["raw"], **axis),
+        helper.make_node("Clip", ["raw", "low", "high"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"], **axis),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(x.shape)) for name in "xy"]
+    codes = helper.make_tensor_value_info("codes", kind, list(x.shape))
+    constants = [onnx.numpy_helper.from_array(value, name) for name, value in named.items()]
+    graph = helper.make_graph(nodes, "quantize", ends[:1], [*ends[1:], codes], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x.numpy()})
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), GRIDS)
+@pytest.mark.parametrize("ends", [(-1.0, 2.0), (-0.3, 0.0), (0.0, 7.0)])
+def test_bit_for_bit_as_onnx_runtime(bits, symmetric, ends):
+    quantizer = ready(bits, symmetric, *ends)
+    x = interesting(quantizer.scale, quantizer.zero_point, quantizer.low, quantizer.high)
+    values, codes = in_onnx_runtime(x, quantizer)
+    assert np.array_equal(quantizer(x).numpy(), values)
+    assert np.array_equal(quantizer.codes(x).numpy(), codes)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (3, False), (8, True), (8, False)])
+def test_per_channel_bit_for_bit_as_onnx_runtime(bits, symmetric, axis):
+    x = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(1))
+    x.select(axis, 2).zero_()
+    quantizer = per_channel(bits, symmetric, axis, x)
+    values, codes = in_onnx_runtime(1.5 * x, quantizer)
+    assert np.array_equal(quantizer(1.5 * x).numpy(), values)
+    assert np.array_equal(quantizer.codes(1.5 * x).numpy(), codes)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_ranges(bits):
+    symmetric, affine = ready(bits, True, -1.0, 2.0), ready(bits, False, -1.0, 2.0)
+    assert symmetric.scale == np.float32(2.0 / (2 ** (bits - 1) - 1))
+    assert symmetric.zero_point == 0
+    assert affine.scale == np.float32(3.0 / (2**bits - 1))
+    assert affine.zero_point == round((2**bits - 1) / 3)
+    assert (symmetric.dtype_name, affine.dtype_name) == (f"int{bits}", f"uint{bits}")
+
+
+@pytest.mark.parametrize(("low", "high", "code_of_zero"), [(1.0, 3.0, 0), (-3.0, -1.0, 255), (0.0, 0.0, 0)])
+def test_a_range_is_widened_to_zero(low, high, code_of_zero):
+    quantizer = ready(8, False, low, high)
+    assert quantizer.zero_point == code_of_zero
+    assert quantizer(torch.zeros(1)) == 0
+    assert quantizer(torch.tensor(high)) == pytest.approx(high)
+
+
+def test_a_range_too_small_for_float32_keeps_a_scale():
+    quantizer = ready(8, True, -1e-45, 1e-45)
+    assert quantizer.scale > 0
+    assert quantizer(torch.tensor([1e-45, 0.0])).isfinite().all()
+
+
+def test_a_range_has_finite_ends():
+    with pytest.raises(ValueError, match=r"a range has finite ends, not 0\.0 and inf"):
+        ready(8, True, 0.0, float("inf"))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_gradient_passes_where_nothing_was_clipped(symmetric):
+    quantizer = ready(4, symmetric, -1.0, 1.0)
+    low, high = quantizer.low, quantizer.high
+    codes = torch.tensor([low - 0.6, low - 0.4, low, 0.0 if symmetric else 7.0, high, high + 0.4, high + 0.6])
+    x = ((codes - quantizer.zero_point) * quantizer.scale).requires_grad_()
+    quantizer(x).backward(torch.full_like(x, 2.0))
+    assert x.grad.tolist() == [0, 2, 2, 2, 2, 2, 0]
+
+
+def test_half_precision_is_rounded_in_single():
+    x = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    for quantizer in (ready(8, True), per_channel(8, True, 0, x)):
+        for dtype in (torch.float16, torch.bfloat16):
+            found = quantizer(x.to(dtype))
+            assert found.dtype is dtype
+            assert torch.equal(found, quantizer(x.to(dtype).float()).to(dtype))
+            assert torch.equal(quantizer.codes(x.to(dtype)), quantizer.codes(x.to(dtype).float()))
+
+
+def test_disabled_passes_its_input():
+    quantizer = Quantizer(4, symmetric=True)
+    quantizer.enabled = False
+    x = torch.randn(3)
+    assert quantizer(x) is x
+
+
+def test_without_a_range_it_says_what_to_do():
+    called = r"Quantizer\(int4, per tensor\) was called before it got a range"
+    message = f"{called}: calibrate it, set_range it or load its state"
+    quantizer = Quantizer(4, symmetric=True)
+    assert not quantizer.ready
+    for call in (quantizer, quantizer.codes):
+        with pytest.raises(NotReadyError, match=message):
+            call(torch.ones(2))
+
+
+def test_state_makes_it_ready():
+    quantizer = per_channel(4, False, 0, torch.randn(3, 5))
+    state = quantizer.state_dict()
+    assert sorted(state) == ["scale", "zero_point"]
+    fresh = Quantizer(4, symmetric=False, axis=0, channels=3)
+    fresh.load_state_dict(state)
+    assert fresh.ready
+    x = torch.randn(3, 5)
+    assert torch.equal(fresh(x), quantizer(x))
+    fresh.load_state_dict(Quantizer(4, symmetric=False, axis=0, channels=3).state_dict())
+    assert not fresh.ready
+
+
+def test_copies_are_ready_too():
+    quantizer = ready(4, True)
+    assert copy.deepcopy(quantizer)(torch.ones(1)) == quantizer(torch.ones(1))
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="a Quantizer has 2 to 8 bits, not 1"):
+        Quantizer(1, symmetric=True)
+    with pytest.raises(ValueError, match="needs both `axis` and `channels`, a per-tensor one neither"):
+        Quantizer(4, symmetric=True, axis=0)
