@@ -16,7 +16,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def resnet(folder: Path, depth: int = 20) -> ResNet:
     """Return the network with its published weights (batch counters, which eval mode ignores, are not in the file)."""
     model = ResNet(depth)
-    missing, unexpected = model.load_state_dict(load_file(folder / f"resnet{depth}_cifar10.safetensors"), strict=False)
+    missing, unexpected = model.load_state_dict(
+        load_file(folder / f"resnet{depth}_cifar10.safetensors"), strict=False
+    )
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
     return model.eval()
 
@@ -44,7 +46,7 @@ def accuracy(model: torch.nn.Module, data: TensorDataset) -> float:
 
 
 def _decoded(delta: np.ndarray) -> np.ndarray:
-    """Undo the differences along width, height and colour, modulo 256; (colour, N, H, W) becomes (N, H, W, colour)."""
+    """Undo the differences along width, height and colour, modulo 256; from (colour, N, H, W) to (N, H, W, colour)."""
     x = np.cumsum(np.cumsum(delta, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     x[0] += x[1]
     x[2] += x[1]

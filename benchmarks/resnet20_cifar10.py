@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10: float, uniform and mixed precision, simulated and in ONNX Runtime, beside ORT's own quantizer.
+"""ResNet-20 on CIFAR-10: float, uniform and mixed precision, simulated and in ONNX Runtime, beside its own quantizer.
 
     python benchmarks/resnet20_cifar10.py --data DIR
 
@@ -6,6 +6,7 @@ DIR holds `resnet20_cifar10.safetensors`, `cifar10_test.npz` and `cifar10_train_
 """
 
 import argparse
+import itertools
 import platform
 import statistics
 import tempfile
@@ -94,16 +95,24 @@ def engine(model: nn.Module, folder: Path, test: TensorDataset, threads: int) ->
     with tempfile.TemporaryDirectory() as temporary:
         variants = []
         mixed = policy([2, 4, 8], "mse", budgets={"size": MIXED_SIZE})
-        for name, chosen in (("float32", None), ("fxcompress W8A8", "w8a8"), (f"fxcompress mixed at {MIXED_SIZE}", mixed)):
+        for name, chosen in (
+            ("float32", None),
+            ("fxcompress W8A8", "w8a8"),
+            (f"fxcompress mixed at {MIXED_SIZE}", mixed),
+        ):
             small = model if chosen is None else fxcompress.transform(model, chosen, data=data, loss=F.cross_entropy)
             path = Path(temporary) / f"{len(variants)}.onnx"
             lowered = fxcompress.lower(small, path, images[:64])
             variants.append(Variant(name, path, OnnxRuntime(path, threads), lowered.relative_difference))
         peer = Path(temporary) / "peer.onnx"
-        formats = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        formats = {
+            "quant_format": QuantFormat.QDQ,
+            "activation_type": QuantType.QUInt8,
+            "weight_type": QuantType.QInt8,
+        }
         quantize_static(variants[0].path, peer, _Reader(data), per_channel=True, **formats)
         variants.append(Variant("ONNX Runtime's quantize_static U8S8", peer, OnnxRuntime(peer, threads), None))
-        yield "| model | file, bytes | top-1 | largest difference to PyTorch | batch 1, ms (x float) | batch 32, ms (x float) |"
+        yield "| model | file, bytes | top-1 | apart from PyTorch | batch 1, ms (x float) | batch 32, ms (x float) |"
         yield "|---|---:|---:|---:|---:|---:|"
         one, many = timings(variants, images[:1]), timings(variants, images[:32])
         for index, variant in enumerate(variants):
@@ -141,7 +150,8 @@ def main() -> None:
     model, test = resnet(arguments.data), test_set(arguments.data)
     versions = f"torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
     print(f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}, {versions}\n")
-    for line in (*simulated(model, arguments.data, test), "", *engine(model, arguments.data, test, arguments.threads)):
+    in_engine = engine(model, arguments.data, test, arguments.threads)
+    for line in itertools.chain(simulated(model, arguments.data, test), [""], in_engine):
         print(line, flush=True)
 
 

@@ -87,7 +87,7 @@ def test_a_tied_weight_is_stored_once_and_stays_tied(tmp_path):
 
 def test_another_model_is_refused_with_the_difference(small, tmp_path):
     fxcompress.save(small, tmp_path)
-    said = r"model.safetensors was saved from another model than Sequential: '0.bias' is \(4,\) in the file, \(6,\) in the"
+    said = r"was saved from another model than Sequential: '0.bias' is \(4,\) in the file, \(6,\) in the model"
     with pytest.raises(CompressError, match=said):
         fxcompress.load(tmp_path, net(width=6))
     with pytest.raises(CompressError, match=r"was saved from another model than Sequential: .*matches no layer"):
@@ -98,7 +98,9 @@ def test_an_edited_policy_is_refused(small, tmp_path):
     fxcompress.save(small, tmp_path)
     file = tmp_path / "policy.yaml"
     file.write_text(file.read_text().replace("bits: 4", "bits: 8"))
-    with pytest.raises(CompressError, match="is not the plan that .*model.safetensors was saved with: it was edited"):
+    with pytest.raises(
+        CompressError, match=r"is not the plan that .*model.safetensors was saved with: it was edited"
+    ):
         fxcompress.load(tmp_path, net())
 
 
@@ -112,7 +114,7 @@ def test_missing_files_are_named(small, tmp_path):
 
 
 def test_only_compressed_models_are_saved(tmp_path):
-    with pytest.raises(CompressError, match="Sequential carries no plan: it is not the result of fxcompress.transform or"):
+    with pytest.raises(CompressError, match=r"Sequential carries no plan: it is not the result of fxcompress"):
         fxcompress.save(net(), tmp_path)
 
 

@@ -78,14 +78,18 @@ def test_a_budget_on_the_command_line_replaces_the_policys():
 
 def test_the_model_or_the_budget_says_no():
     said = run("plan", "mixed.yaml", *MODEL, *DATA, "-b", "size=1%", "-o", "x.yaml", code=1)
-    assert "no choice of options meets the budgets: size: at most 49 B asked, at least" in said
-    assert "hessian_trace needs loss" in run("plan", "mixed.yaml", *MODEL, "-d", f"{MODULE}:batches", "-o", "x", code=1)
+    assert "no choice of options meets the budgets: size: at most 1% (49 B) asked, at least" in said
+    assert "hessian_trace needs loss" in run(
+        "plan", "mixed.yaml", *MODEL, "-d", f"{MODULE}:batches", "-o", "x", code=1
+    )
 
 
 def test_wrong_usage_and_bad_policies():
     assert "no preset is named 'w8a9' (did you mean 'w8a8'?)" in run("check", "w8a9", code=2)
     assert "is not of the form package.module:name" in run("check", "w8", "-m", "net", code=2)
-    assert "module 'cli_project' has no 'nett' (did you mean 'net'?)" in run("check", "w8", "-m", f"{MODULE}:nett", code=2)
+    assert "module 'cli_project' has no 'nett' (did you mean 'net'?)" in run(
+        "check", "w8", "-m", f"{MODULE}:nett", code=2
+    )
     assert "is a Tensor, not a torch.nn.Module" in run("check", "w8", "-m", f"{MODULE}:example", code=2)
     assert "Missing argument" in run("check", code=2)
     run("nonsense", code=2)
@@ -101,4 +105,3 @@ def test_schema_is_json_and_help_is_there():
     for command in ("check", "plan", "transform", "lower", "report", "schema", "demo"):
         assert len(run(command, "--help")) > 200
     assert "Exit codes" in run("--help")
-

@@ -21,14 +21,21 @@ def module_of(gm: fx.GraphModule, node: Any) -> nn.Module | None:
 
 
 def inserted(gm: fx.GraphModule, node: Any) -> bool:
-    """Return whether the node calls a module that a pass put on an edge (a Choice of whole operators is not on one)."""
+    """Return whether the node calls a module that a pass put on an edge, which a Choice of operators is not."""
     return isinstance(module_of(gm, node), INSERTED) and len(node.args) == 1
+
+
+def first_argument(node: fx.Node) -> fx.Node:
+    """Return the node that an inserted or deriving call sits on."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def tensor_under(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """Return the tensor on which a chain of inserted modules sits: the node before the first of them."""
     while inserted(gm, node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = first_argument(node)
     return node
 
 
@@ -59,7 +66,7 @@ def insert(gm: fx.GraphModule, after: fx.Node, name: str, module: nn.Module, use
     Raises PassError when another module has the name.
     """
     if not has_module(gm, name):
-        gm.add_submodule(name, module)
+        _register(gm, name, module)
     elif gm.get_submodule(name) is not module:
         raise PassError(f"{name!r} exists already in the graph; two steps cannot both put a module there")
     with gm.graph.inserting_after(after):
@@ -67,6 +74,16 @@ def insert(gm: fx.GraphModule, after: fx.Node, name: str, module: nn.Module, use
     for user in users:
         user.replace_input_with(after, node)
     return node
+
+
+def _register(gm: fx.GraphModule, name: str, module: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    if has_module(gm, path) and hasattr(gm.get_submodule(path), leaf):
+        raise PassError(
+            f"{type(module).__name__} {name!r} cannot be registered: the model has something there already"
+        )
+    if not gm.add_submodule(name, module):
+        raise PassError(f"{type(module).__name__} {name!r} cannot be put there: {path!r} is not a module")
 
 
 def has_module(gm: fx.GraphModule, name: str) -> bool:
@@ -80,7 +97,7 @@ def has_module(gm: fx.GraphModule, name: str) -> bool:
 
 def remove(gm: fx.GraphModule, node: fx.Node) -> None:
     """Take an inserted module off its edge; its module goes with its last call."""
-    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    node.replace_all_uses_with(first_argument(node))
     gm.graph.erase_node(node)
     delete_if_unused(gm, str(node.target))
 
@@ -110,4 +127,7 @@ def constant_value(gm: fx.GraphModule, node: Any) -> Any:
         return get_tensor(gm, str(node.target))
     arguments = [constant_value(gm, argument) for argument in node.args]
     module = module_of(gm, node)
-    return module(*arguments) if module is not None else node.target(*arguments)  # type: ignore[operator]
+    if module is not None:
+        return module(*arguments)
+    assert callable(node.target)
+    return node.target(*arguments)

@@ -1,27 +1,37 @@
 """Example inputs and batches: one tensor, a tuple of positional arguments or a dict of keyword arguments."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
-from fxcompress.errors import NotReadyError
+from fxcompress.errors import CaptureError, NotReadyError
 
 
 class Arguments(NamedTuple):
     """The arguments of one call of a model."""
 
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
+    kwargs: dict[str, Any] = {}
 
 
 def as_arguments(inputs: Any) -> Arguments:
     """Return example inputs as the arguments of a call."""
     if isinstance(inputs, Arguments):
         return inputs
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return Arguments((), dict(inputs))
     return Arguments(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+
+
+@fx.has_side_effect
+def expect(value: Any, captured: Any, name: str) -> None:
+    """Refuse a call that asks for another path through the model than the captured one."""
+    if not (value is captured or (isinstance(value, bool | str) and value == captured)):
+        raise CaptureError(
+            f"the model was captured with {name}={captured!r}; state the value that you need in example_inputs"
+        )
 
 
 class Batch(NamedTuple):
@@ -34,35 +44,52 @@ class Batch(NamedTuple):
 def batches(gm: fx.GraphModule, data: Iterable[Any], positional: int | None = None) -> Iterator[Batch]:
     """Yield each batch of `data`, split into the model's arguments and labels.
 
-    A tensor is the input. In a dict, keys that the model takes are arguments and the rest labels. In a tuple, the first
-    `positional` values are arguments (by default as many as the model requires) and the rest labels; a first value that
-    is itself a tuple or a dict holds all arguments. One label is given as it is, several as a tuple or dict.
+    A tensor is the input. In a dict, keys that the model takes are arguments and the rest labels. In a tuple, the
+    first `positional` values are arguments (by default as many as the model requires) and the rest labels; a first
+    value that is itself a tuple or a dict holds all arguments. One label is given as it is, several as tuple or dict.
+    Raises NotReadyError for a batch that does not hold what the model takes.
     """
+    if isinstance(data, Tensor):
+        raise NotReadyError("data is one tensor; give an iterable of batches, for one batch a list: data=[tensor]")
     parameters = [node for node in gm.graph.nodes if node.op == "placeholder"]
     names = [str(node.target) for node in parameters]
-    required = positional if positional is not None else sum(not node.args for node in parameters)
+    required = [name for node, name in zip(parameters, names, strict=True) if not node.args and name[0] != "*"]
     for batch in data:
-        yield _split(batch, names, required)
+        split = _split(batch, names, max(len(required), 1) if positional is None else positional)
+        given = {*names[: len(split.inputs.args)], *split.inputs.kwargs}
+        if missing := [name for name in required if name not in given]:
+            raise NotReadyError(
+                f"a batch of data has no {', '.join(missing)}; the model takes {', '.join(names)}, "
+                f"of which it requires {', '.join(required)}"
+            )
+        yield split
 
 
-def _split(batch: Any, names: list[str], required: int) -> Batch:
-    if isinstance(batch, dict):
+def _split(batch: Any, names: Sequence[str], positional: int) -> Batch:
+    if isinstance(batch, Mapping):
+        named = {key: value for key, value in batch.items() if key in names}
         rest = {key: value for key, value in batch.items() if key not in names}
-        target = next(iter(rest.values())) if len(rest) == 1 else rest or None
-        return Batch(Arguments((), {key: value for key, value in batch.items() if key in names}), target)
-    if isinstance(batch, tuple | list):
-        if batch and isinstance(batch[0], tuple | list | dict):
-            args, labels = as_arguments(batch[0]), tuple(batch[1:])
-        else:
-            args, labels = Arguments(tuple(batch[:required]), {}), tuple(batch[required:])
-        return Batch(args, labels[0] if len(labels) == 1 else labels or None)
-    if isinstance(batch, Tensor):
-        return Batch(Arguments((batch,), {}))
-    raise NotReadyError(f"a batch of data is a tensor, a tuple or a dict, not {type(batch).__name__}")
+        if not named:
+            raise NotReadyError(
+                f"a batch of data has {', '.join(map(str, rest))}; the model takes {', '.join(names)}"
+            )
+        return Batch(Arguments((), named), next(iter(rest.values())) if len(rest) == 1 else rest or None)
+    if not isinstance(batch, tuple | list | Tensor):
+        raise NotReadyError(f"a batch of data is a tensor, a tuple or a dict, not {type(batch).__name__}")
+    values = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    if values and isinstance(values[0], tuple | list | Mapping):
+        inputs, labels = as_arguments(values[0]), values[1:]
+    elif len(values) < positional:
+        raise NotReadyError(
+            f"a batch of data has {len(values)} values; the model takes {positional}: {', '.join(names[:positional])}"
+        )
+    else:
+        inputs, labels = Arguments(values[:positional]), values[positional:]
+    return Batch(inputs, labels[0] if len(labels) == 1 else labels or None)
 
 
 class Examples(NamedTuple):
-    """Arguments to run the model with, None when nothing was given, and how many of a batch's values are positional."""
+    """Arguments to run the model with, None when none are known, and how many of a batch's values are positional."""
 
     inputs: Arguments | None
     positional: int | None
@@ -79,14 +106,15 @@ def examples(gm: fx.GraphModule, example_inputs: Any, data: Iterable[Any] | None
 
 
 def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Return data that can be read more than once; a generator is read into a list, a DataLoader is returned as it is."""
-    return list(data) if data is not None and iter(data) is data else data
+    """Return data that can be read more than once; a generator is read into a list, a DataLoader stays as it is."""
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def one_sample(arguments: Arguments) -> Arguments:
-    """Return the arguments cut to the first sample along the first axis of each tensor."""
+    """Return the arguments cut to the first sample: each tensor whose first axis is as long as the first tensor's."""
+    tensors = [leaf for leaf in pytree.tree_leaves(tuple(arguments)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
 
-    def cut(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.dim() > 0 else value
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:1] if tensor.dim() > 0 and len(tensor) == len(tensors[0]) else tensor
 
-    return Arguments(tuple(map(cut, arguments.args)), {key: cut(value) for key, value in arguments.kwargs.items()})
+    return Arguments(*pytree.tree_map_only(Tensor, cut, tuple(arguments)))

@@ -16,17 +16,18 @@ _TRANSPOSED = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "gr
 _EMBEDDING = {"padding_idx": None, "max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """One kind of operator.
 
+    `functions` are its spellings as functions or names of methods; the first is the one in the normal form.
     `arguments` are its positional parameters in order with their defaults. `inputs` and `weight` are positions in it:
-    tensors that flow in, and the weight. `out_axis` is the axis of the weight that holds output channels. `macs` counts
-    multiply-accumulates from the shapes of first input, weight and output.
+    tensors that flow in, and the weight. `out_axis` is the axis of the weight that holds output channels. `macs`
+    counts multiply-accumulates from the shapes of first input, weight and output.
     """
 
     kind: str
-    functions: tuple[Callable[..., Any], ...]
+    functions: tuple[Callable[..., Any] | str, ...]
     arguments: dict[str, Any]
     inputs: tuple[int, ...]
     weight: int | None = None
@@ -64,23 +65,31 @@ OPERATORS = (
     _transposed("conv_transpose3d", F.conv_transpose3d, torch.conv_transpose3d),
     Operator("linear", (F.linear,), {"input": ..., "weight": ..., "bias": None}, (0,), 1, 0, _per_output),
     Operator("embedding", (F.embedding,), {"input": ..., "weight": ...} | _EMBEDDING, (), 1, 0),
-    Operator("add", (operator.add, torch.add), {"input": ..., "other": ...}, (0, 1)),
+    Operator("add", (torch.add, operator.add, "add"), {"input": ..., "other": ...}, (0, 1)),
 )
 KINDS = tuple(row.kind for row in OPERATORS)
-_BY_FUNCTION = {function: row for row in OPERATORS for function in row.functions}
+_BY_FUNCTION: dict[Any, Operator] = {row.functions[0]: row for row in OPERATORS}
+_BY_SPELLING: dict[Any, Operator] = {function: row for row in OPERATORS for function in row.functions}
 
 
 def operator_of(node: fx.Node) -> Operator | None:
     """Return the table's row for a node in normal form, None for an operator that is not in the table."""
-    return _BY_FUNCTION.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    return _BY_FUNCTION.get(node.target) if node.op == "call_function" else None
 
 
-def normalize_arguments(node: fx.Node) -> None:
+def argument_node(call: fx.Node, position: int | None) -> fx.Node | None:
+    """Return the node at a position of a call's arguments, None where there is no position or a constant stands."""
+    value = None if position is None else call.args[position]
+    return value if isinstance(value, fx.Node) else None
+
+
+def normalize_call(node: fx.Node) -> None:
     """Give a table operator the row's own function, with all arguments in place and none by keyword."""
-    row = operator_of(node)
+    row = _BY_SPELLING.get(node.target) if node.op in ("call_function", "call_method") else None
     if row is None or not set(node.kwargs) <= set(row.arguments) or len(node.args) > len(row.arguments):
         return  # for example torch.add(x, y, alpha=2): not the operator that the row describes
     given = dict(zip(row.arguments, node.args, strict=False)) | node.kwargs
+    node.op = "call_function"
+    node.target = row.functions[0]
     node.args = tuple(given.get(name, default) for name, default in row.arguments.items())
     node.kwargs = {}
-    node.target = row.functions[0]

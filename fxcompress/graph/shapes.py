@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcompress.graph.edit import constant_value
+from fxcompress.graph.edit import constant_value, first_argument
 from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.layers import Layer
+from fxcompress.graph.mode import eval_mode
+from fxcompress.graph.operators import argument_node
 
 
 class _Recorder(fx.Interpreter):
@@ -27,13 +29,14 @@ Shapes = dict[fx.Node, tuple[int, ...]]
 
 @torch.no_grad()
 def shapes(gm: fx.GraphModule, arguments: Arguments | None) -> Shapes | None:
-    """Run the graph once and return the shape of each tensor by node; None without arguments to run it on."""
+    """Run the graph once, in eval mode, and return the shape of each tensor by node; None without arguments."""
     if arguments is None:
         return None
     recorder = _Recorder(gm)
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     named = [arguments.kwargs.get(str(node.target), node.args[0] if node.args else None) for node in placeholders]
-    recorder.run(*arguments.args, *named[len(arguments.args) :])
+    with eval_mode(gm):
+        recorder.run(*arguments.args, *named[len(arguments.args) :])
     return recorder.shapes
 
 
@@ -41,8 +44,8 @@ def macs(gm: fx.GraphModule, layer: Layer, known: Shapes) -> int:
     """Return the multiply-accumulates of all calls of a layer, for inputs of the known shapes."""
     total = 0
     for call in layer.calls:
-        if layer.operator.weight is not None:
-            weight = known.get(call.args[layer.operator.weight])  # type: ignore[arg-type]
-            weight = weight or tuple(constant_value(gm, call.args[layer.operator.weight]).shape)
-            total += layer.operator.macs(known[call.args[0]], weight, known[call])  # type: ignore[index]
+        weight = argument_node(call, layer.operator.weight)
+        if weight is not None:
+            kernel = known.get(weight) or tuple(constant_value(gm, weight).shape)
+            total += layer.operator.macs(known[first_argument(call)], kernel, known[call])
     return total

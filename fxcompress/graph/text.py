@@ -32,7 +32,8 @@ def _has_own_line(node: fx.Node) -> bool:
 
 def _callee(node: fx.Node, gm: fx.GraphModule) -> str:
     if node.op == "call_module":
-        return repr(module_of(gm, node))
+        shown = repr(module_of(gm, node))
+        return f"{shown.split('(')[0]}(...)" if "\n" in shown else shown
     return f".{node.target}" if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
 
 

@@ -1,6 +1,6 @@
 """Calibration: gives every quantizer its range, weights from themselves and activations from data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +15,21 @@ from fxcompress.measure.observers import OBSERVERS, Observer
 from fxcompress.measure.progress import progress
 from fxcompress.nn import Choice, Quantizer
 
+_ROWS = 1024  # channels of a weight observed at a time: what an observer keeps for each adds up
 
-class _Watched(NamedTuple):
-    """A node whose input is to be observed for the quantizers on it (several when their bits are open)."""
+Ranges = dict[str, tuple[float, float]]
+
+
+class _Waiting(NamedTuple):
+    """A node whose quantizers need a range (several where bits are open).
+
+    `consumer` is the first layer that its tensor reaches; `observer` makes what is to find the range.
+    """
 
     node: fx.Node
     quantizers: tuple[Quantizer, ...]
-    observer: Observer
-
-
-Ranges = dict[str, tuple[float, float]]
+    consumer: str
+    observer: Callable[[], Observer]
 
 
 def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | None = None) -> Ranges:
@@ -34,28 +39,27 @@ def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | 
     Returns the ranges of activations by tensor name.
     Raises NotReadyError when data is needed and missing or empty, or holds NaN or infinity (names batch and layer).
     """
-    waiting = [watched for node in gm.graph.nodes if (watched := _watched(gm, node)) is not None]
+    consumers = _consumers(gm)
+    weights: list[_Waiting] = []
+    activations: list[_Waiting] = []
+    for node in gm.graph.nodes:
+        found = _waiting(gm, node, consumers)
+        if found is not None:
+            (weights if is_constant(gm, node) else activations).append(found)
+    known: Ranges = {}
     with float_mode(gm), torch.no_grad():
-        for node, quantizers, observer in waiting:
-            if is_constant(gm, node.args[0]):
-                weight = constant_value(gm, node.args[0])
-                _refuse_nonfinite(weight, f"the weight of {_consumer(gm, node)!r} holds NaN or infinity")
-                observer.observe(_rows(weight, quantizers[0].axis))
-        activations = [watched for watched in waiting if not is_constant(gm, watched.node.args[0])]
-        if activations:
-            _observe_activations(gm, activations, data, positional)
-    for _, quantizers, observer in waiting:
-        for quantizer in quantizers:
-            quantizer.set_range(*observer.range())
-    return {tensor_under(gm, node).name: _floats(observer) for node, _, observer in activations}
+        for found in weights:
+            _set_ranges_of_weight(gm, found)
+        observers = _observe(gm, activations, data, positional) if activations else []
+        for found, observer in zip(activations, observers, strict=True):
+            low, high = observer.range()
+            for quantizer in found.quantizers:
+                quantizer.set_range(low, high)
+            known[tensor_under(gm, found.node).name] = low.item(), high.item()
+    return known
 
 
-def _floats(observer: Observer) -> tuple[float, float]:
-    low, high = observer.range()
-    return low.item(), high.item()
-
-
-def _watched(gm: fx.GraphModule, node: fx.Node) -> _Watched | None:
+def _waiting(gm: fx.GraphModule, node: fx.Node, consumers: dict[fx.Node, str]) -> _Waiting | None:
     module = module_of(gm, node)
     options = module.options.values() if isinstance(module, Choice) else [module]
     quantizers = tuple(
@@ -64,50 +68,63 @@ def _watched(gm: fx.GraphModule, node: fx.Node) -> _Watched | None:
     if not quantizers:
         return None
     reference: Any = quantizers[0].observer
-    return _Watched(node, quantizers, reference.function(OBSERVERS)(**reference.args))
+    function = reference.function(OBSERVERS)
+    return _Waiting(node, quantizers, consumers.get(node, node.name), lambda: function(**reference.args))
 
 
-def _rows(x: Tensor, axis: int | None) -> Tensor:
-    return x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)
+def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
+    weight = constant_value(gm, found.node.args[0])
+    _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
+    axis = found.quantizers[0].axis
+    rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
+    ends: dict[Quantizer, list[tuple[Tensor, Tensor]]] = {quantizer: [] for quantizer in found.quantizers}
+    for some in rows.split(_ROWS):
+        observer = found.observer()
+        observer.observe(some)
+        for quantizer, known in ends.items():
+            known.append(observer.range_for(quantizer) if hasattr(observer, "range_for") else observer.range())
+    for quantizer, known in ends.items():
+        quantizer.set_range(torch.cat([low for low, _ in known]), torch.cat([high for _, high in known]))
 
 
-def _observe_activations(
-    gm: fx.GraphModule, activations: list[_Watched], data: Iterable[Any] | None, positional: int | None
-) -> None:
-    first = _consumer(gm, activations[0].node)
+def _observe(
+    gm: fx.GraphModule, activations: Sequence[_Waiting], data: Iterable[Any] | None, positional: int | None
+) -> list[Observer]:
+    """Run all data through the graph and return what has observed each activation."""
     if data is None:
         raise NotReadyError(
-            f"calibrating the inputs of {len(activations)} tensors (the first is the input of {first!r}) needs data: pass "
-            "data=loader, any iterable of batches, or use a policy that quantizes weights only, such as 'w8'"
+            f"calibrating the inputs of {len(activations)} tensors (the first is the input of "
+            f"{activations[0].consumer!r}) needs data: pass data=loader, any iterable of batches, or use a policy "
+            "that quantizes weights only, such as 'w8'"
         )
-    position = [0]
-    handles = [
-        gm.get_submodule(str(node.target)).register_forward_pre_hook(_hook(gm, node, observer, position))
-        for node, _, observer in activations
-    ]
+    observers = [found.observer() for found in activations]
+    position = 0
+
+    def watch(found: _Waiting, observer: Observer) -> Any:
+        def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x, where = args[0], f"calibration batch {position}: the input of {found.consumer!r}"
+            if not x.is_floating_point():
+                raise NotReadyError(
+                    f"{where} is {x.dtype}, not floating point; leave {found.consumer!r} out of the rules"
+                )
+            if not x.numel():
+                raise NotReadyError(f"{where} holds no values")
+            _refuse_nonfinite(x, f"{where} holds NaN or infinity")
+            observer.observe(x.reshape(1, -1))
+
+        return gm.get_submodule(str(found.node.target)).register_forward_pre_hook(observe)
+
+    handles = [watch(found, observer) for found, observer in zip(activations, observers, strict=True)]
     try:
         for batch in batches(gm, progress(data, "calibrating"), positional):
             gm(*batch.inputs.args, **batch.inputs.kwargs)
-            position[0] += 1
+            position += 1
     finally:
         for handle in handles:
             handle.remove()
-    if position[0] == 0:
+    if position == 0:
         raise NotReadyError("calibration needs data, but `data` yielded no batch")
-
-
-def _hook(
-    gm: fx.GraphModule, node: fx.Node, observer: Observer, position: list[int]
-) -> Callable[[nn.Module, Any], None]:
-    consumer = _consumer(gm, node)
-
-    def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        _refuse_nonfinite(
-            args[0], f"calibration batch {position[0]}: the input of {consumer!r} holds NaN or infinity"
-        )
-        observer.observe(_rows(args[0], None))
-
-    return observe
+    return observers
 
 
 def _refuse_nonfinite(x: Tensor, message: str) -> None:
@@ -116,13 +133,13 @@ def _refuse_nonfinite(x: Tensor, message: str) -> None:
         raise NotReadyError(message)
 
 
-def _consumer(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name of the first layer that the tensor on a node reaches."""
-    reached = {node}
-    for later in gm.graph.nodes:
-        if later in reached or any(argument in reached for argument in later.all_input_nodes):
-            for layer in layers(gm):
-                if later in layer.calls:
-                    return layer.name
-            reached.add(later)
-    return node.name
+def _consumers(gm: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return for each node the name of the first layer, in graph order, that its value reaches."""
+    names = {call: layer.name for layer in layers(gm) for call in layer.calls}
+    place = {node: index for index, node in enumerate(gm.graph.nodes)}
+    first: dict[fx.Node, fx.Node] = {}
+    for node in reversed(gm.graph.nodes):
+        reached = [node] if node in names else [first[user] for user in node.users if user in first]
+        if reached:
+            first[node] = min(reached, key=place.__getitem__)
+    return {node: names[call] for node, call in first.items()}

@@ -1,47 +1,20 @@
 """Cost models: what a layer costs under an option, as a whole number of the smallest unit."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import NotReadyError
 from fxcompress.graph import Layer, layers
-from fxcompress.graph.edit import get_tensor, inserted, module_of, parameter_under
-from fxcompress.graph.operators import operator_of
-from fxcompress.graph.shapes import Shapes, macs
-from fxcompress.measure.latency import Row, flat, look_up
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.graph.edit import constant_value, get_tensor, is_constant, module_of, tensor_under
+from fxcompress.measure.decisions import choice_of
+from fxcompress.measure.latency import Row, Table, flat, look_up
+from fxcompress.measure.options import LayerOption, Picks
+from fxcompress.nn import Choice, Quantizer
 from fxcompress.nn.packing import packed_bytes
 
 _FLOAT_BYTES = 4  # float tensors are exported as float32
-
-
-@dataclass(frozen=True)
-class LayerOption:
-    """How a layer would run: its precisions (None is float), the share of zeros in its weight, and its work.
-
-    `macs` and `input_shape` are None where no example inputs were given.
-    """
-
-    weight: Quantizer | None = None
-    input: Quantizer | None = None
-    sparsity: float = 0.0
-    macs: int | None = None
-    input_shape: tuple[int, ...] | None = None
-
-    @property
-    def weight_bits(self) -> int:
-        """Bits of a weight, 32 for float."""
-        return 32 if self.weight is None else self.weight.bits
-
-    @property
-    def input_bits(self) -> int:
-        """Bits of an input, 32 for float."""
-        return 32 if self.input is None else self.input.bits
-
 
 CostModel = Callable[..., int]
 
@@ -49,30 +22,32 @@ CostModel = Callable[..., int]
 def size(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
     """Return the bytes of a layer in the exported file: packed weight, scales, zero points and bias.
 
-    A tied weight counts at its first layer. Zeros take the same room as other values.
+    A tied weight counts at its first layer; what a batch norm was folded into is a weight of its own. Zeros take the
+    same room as other values.
     """
     total = 0
-    if layer.weight is not None and not layer.tied:
-        count = layer.weight_tensor(gm).numel()
+    if option.weight_shape is not None:
+        count = prod(option.weight_shape)
         if option.weight is None:
             stored = count * _FLOAT_BYTES
         else:
             stored = packed_bytes(count, option.weight.bits) + quantizer_bytes(option.weight)
-        total += stored * len(layer.weight_edges())  # folded with two batch norms, a weight is stored twice
+        total += stored * _own_weights(gm, layer)
     for edge in layer.bias_edges():
-        name = parameter_under(gm, edge)
-        channels = get_tensor(gm, name).numel() if name else _channels(gm, layer)
-        total += channels * _FLOAT_BYTES
+        total += constant_value(gm, edge).numel() * _FLOAT_BYTES if is_constant(gm, edge) else 0
     return total
+
+
+def _own_weights(gm: fx.GraphModule, layer: Layer) -> int:
+    """Return how many weights are stored for a layer: two where it is folded with two norms, none if it is tied."""
+    tensors = [tensor_under(gm, edge) for edge in layer.weight_edges()]
+    plain = any(tensor.op == "get_attr" for tensor in tensors) and not layer.tied
+    return plain + sum(tensor.op != "get_attr" for tensor in tensors)
 
 
 def quantizer_bytes(quantizer: Quantizer) -> int:
     """Return the bytes that a quantizer's scales and zero points take in the exported file."""
     return quantizer.scale.numel() * (_FLOAT_BYTES + 1)
-
-
-def _channels(gm: fx.GraphModule, layer: Layer) -> int:
-    return layer.weight_tensor(gm).shape[layer.operator.out_axis]
 
 
 def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
@@ -87,77 +62,65 @@ def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
     return round(option.macs * option.weight_bits * option.input_bits * (1 - option.sparsity))
 
 
-def latency(gm: fx.GraphModule, layer: Layer, option: LayerOption, *, table: str) -> int:
-    """Return the nanoseconds of a layer from a measured table; operators without a weight are not counted.
+def latency(gm: fx.GraphModule, layer: Layer, option: LayerOption, *, table: Table | str) -> int:
+    """Return the nanoseconds of all calls of a layer from a measured table; an operator without a weight takes none.
 
     Raises NotReadyError when the table has no such entry, or when shapes are not known.
     """
-    if layer.weight is None:
+    if option.weight_shape is None:
         return 0
-    if option.input_shape is None and layer.operator.inputs:
+    if option.input_shapes is None:
         raise NotReadyError(
             "a latency budget needs the shapes that flow through the model: pass example_inputs=... or data=..."
         )
-    first_argument = 1 + max(
-        position for position in (layer.operator.weight, layer.operator.bias, 0) if position is not None
-    )
-    row = Row(
-        kind=layer.kind,
-        input=option.input_shape or (),
-        weight=tuple(layer.weight_tensor(gm).shape),
-        arguments=flat(layer.calls[0].args[first_argument:]),
-        weight_bits=option.weight_bits,
-        input_bits=option.input_bits,
-        sparsity=option.sparsity,
-        median=0,
-    )
-    return len(layer.calls) * look_up(table, row, layer.name)
+    first = 1 + max(layer.operator.weight or 0, layer.operator.bias or 0)
+    rows = [
+        Row(
+            kind=layer.kind,
+            input=flowing,
+            weight=option.weight_shape,
+            arguments=flat(call.args[first:]),
+            weight_bits=option.weight_bits,
+            input_bits=option.input_bits,
+            sparsity=option.sparsity,
+            median=0,
+        )
+        for call, flowing in zip(layer.calls, option.input_shapes, strict=True)
+    ]
+    return sum(look_up(table, row, layer.name) for row in rows)
 
 
 COSTS: Mapping[str, CostModel] = {"size": size, "bops": bops, "latency": latency}
 
 
-def option_of(gm: fx.GraphModule, layer: Layer, picks: Mapping[str, str], shapes: Shapes | None) -> LayerOption:
-    """Return how a layer runs as the graph stands, with open Choices taken as `picks` says (else float and dense)."""
-    on_weight = [module for edge in layer.weight_edges() for module in _modules(gm, edge, picks)]
-    on_input = [module for edge in layer.input_edges()[:1] for module in _modules(gm, edge, picks)]
-    edges = layer.input_edges()
-    return LayerOption(
-        weight=next((module for module in on_weight if isinstance(module, Quantizer)), None),
-        input=next((module for module in on_input if isinstance(module, Quantizer)), None),
-        sparsity=next((module.sparsity for module in on_weight if isinstance(module, Mask)), 0.0),
-        macs=None if shapes is None else macs(gm, layer, shapes),
-        input_shape=shapes.get(edges[0]) if shapes and edges else None,
-    )
-
-
-def _modules(gm: fx.GraphModule, edge: Any, picks: Mapping[str, str]) -> list[Any]:
-    found = []
-    while isinstance(edge, fx.Node) and inserted(gm, edge):
-        module = module_of(gm, edge)
-        if isinstance(module, Choice):
-            module = module.options[picks[str(edge.target)]] if str(edge.target) in picks else None
-        found.append(module)
-        edge = edge.args[0]
-    return found
-
-
 def rest_size(gm: fx.GraphModule) -> int:
-    """Return the bytes in the exported file of everything that is not a layer's: norms, other parameters, activation scales."""
+    """Return the bytes in the exported file of what is neither a layer's nor open: norms, parameters, scales."""
     total = 0
-    in_layers = {node for layer in layers(gm) for node in _upstream(layer.weight_edges() + layer.bias_edges())}
+    edges = [edge for layer in layers(gm) for edge in layer.weight_edges() + layer.bias_edges()]
+    in_layers = _upstream([edge for edge in edges if is_constant(gm, edge)])
+    seen = set()
     for node in gm.graph.nodes:
-        module = module_of(gm, node)
-        if node in in_layers:
+        if node in in_layers or (node.op, node.target) in seen:
             continue
+        seen.add((node.op, node.target))
+        module = module_of(gm, node)
         if node.op == "get_attr":
-            total += _float_bytes([get_tensor(gm, str(node.target))])
+            total += _float_bytes(get_tensor(gm, str(node.target)))
         elif isinstance(module, Quantizer):
             total += quantizer_bytes(module)
-        elif isinstance(module, Choice):
-            total += max((quantizer_bytes(o) for o in module.options.values() if isinstance(o, Quantizer)), default=0)
-        elif module is not None and operator_of(node) is None:
-            total += _float_bytes([*module.parameters(), *module.buffers()])
+        elif isinstance(module, nn.Module) and not isinstance(module, Choice):
+            total += _float_bytes(*module.parameters(), *module.buffers())
+    return total
+
+
+def scales_size(gm: fx.GraphModule, picks: Picks) -> int:
+    """Return the bytes in the exported file of the scales that open Choices of activations take on with `picks`."""
+    total = 0
+    for name, label in picks.items():
+        choice = choice_of(gm, name)
+        option = choice.options[label]
+        if "input.bits" in choice.settings[label] and isinstance(option, Quantizer):
+            total += quantizer_bytes(option)
     return total
 
 
@@ -172,5 +135,5 @@ def _upstream(nodes: list[fx.Node]) -> set[fx.Node]:
     return seen
 
 
-def _float_bytes(tensors: list[Tensor]) -> int:
-    return sum(prod(tensor.shape) * _FLOAT_BYTES for tensor in tensors if tensor.is_floating_point())
+def _float_bytes(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * _FLOAT_BYTES for tensor in tensors if tensor.is_floating_point())

@@ -1,19 +1,23 @@
 """Sensitivity by the Hessian trace: the expected rise of the loss for each option of each decision (HAWQ-V2)."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxcompress.errors import NotReadyError
 from fxcompress.graph.inputs import Batch, batches
-from fxcompress.measure.decisions import Decision, perturbations
+from fxcompress.measure.decisions import Decision, Run, perturbations
 from fxcompress.measure.float_mode import float_mode
-from fxcompress.measure.progress import progress
+from fxcompress.measure.progress import progress_steps
 
 Loss = Callable[..., Tensor]
 _MOST_BATCHES = 8  # probes beyond this many batches go to the same batches: a probe is cheaper than a new graph
@@ -25,6 +29,13 @@ class Estimate:
 
     rise: tuple[float, ...]
     standard_error: tuple[float, ...]
+
+
+class _Measured(NamedTuple):
+    """What is known of one chain: v^T H v / n by probe, and ||change||^2 by way to take it and by batch."""
+
+    curvature: list[float]
+    change: dict[Run, list[float]]
 
 
 def hessian_trace(
@@ -40,10 +51,10 @@ def hessian_trace(
     """Estimate the rise of the loss that each option causes, to second order around the float model.
 
     The rise is half of HAWQ-V2's Omega = Tr(H)/n * ||Q(W) - W||^2 (Dong et al. 2020, equation 8; one half from the
-    Taylor series), for a weight and likewise for an activation. Tr(H) comes from Hutchinson's estimator E[v^T H v] with
-    Rademacher v; each probe draws v for all tensors at once. `probes` are spread over the first batches of `data`. A
-    trace below its standard error, which says no more than noise, is taken to be that standard error.
-    Raises NotReadyError where data or loss is missing, or the loss is not a finite scalar.
+    Taylor series), for a weight and likewise for an activation. Tr(H) comes from Hutchinson's estimator E[v^T H v]
+    with Rademacher v; each probe draws v for all tensors at once. `probes` are spread over the first batches of
+    `data`. A trace below its standard error, which says no more than noise, is taken to be that standard error.
+    Raises NotReadyError where data or loss is missing, or the loss is not a finite scalar with finite derivatives.
     """
     if data is None or loss is None:
         missing = " and ".join(name for name, value in (("data", data), ("loss", loss)) if value is None)
@@ -51,93 +62,105 @@ def hessian_trace(
             f"search.sensitivity hessian_trace needs {missing}: pass data=loader with (input, label) batches and "
             "loss=F.cross_entropy or your own loss(output, label)"
         )
-    chains = list(dict.fromkeys(chain for decision in decisions for chain in decision.chains))
-    samples: list[dict[tuple[str, ...], _Sample]] = []
-    with float_mode(gm):
-        some = list(itertools.islice(batches(gm, data, positional), _MOST_BATCHES))
-        if not some:
-            raise NotReadyError("search.sensitivity hessian_trace needs data, but `data` yielded no batch")
-        generator = torch.Generator().manual_seed(seed)
-        with progress_of(probes) as step:
-            for index, batch in enumerate(some):
-                share = range(index, probes, len(some))
-                samples += _probe(gm, chains, batch, loss, len(share), generator, index, step)
-    return [_estimate(decision, samples) for decision in decisions]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """One probe of one tensor: v^T H v / n, and the squared norm of the change for each combination of labels."""
-
-    curvature: float
-    change: dict[tuple[str, ...], float]
+    some = list(itertools.islice(batches(gm, data, positional), min(probes, _MOST_BATCHES)))
+    if not some:
+        raise NotReadyError("search.sensitivity hessian_trace needs data, but `data` yielded no batch")
+    measured = {chain: _Measured([], {}) for decision in decisions for chain in decision.chains}
+    generator = torch.Generator().manual_seed(seed)
+    with float_mode(gm), _twice_differentiable(), progress_steps(probes, "measuring sensitivities") as step:
+        for index, batch in enumerate(some):
+            count = len(range(index, probes, len(some)))
+            _measure(gm, measured, partial(_loss_of, gm, batch, loss, index), count, generator, step)
+            _refuse_nonfinite(measured, index)
+    return [_estimate(decision, measured) for decision in decisions]
 
 
 @contextmanager
-def progress_of(total: int) -> Iterator[Callable[[], Any]]:
-    """Give a function that tells a progress bar of `total` probes that one more is done."""
-    bar = progress(range(total + 1), "measuring sensitivities", total)
-    next(bar)
-    yield lambda: next(bar, None)
-    bar.close()  # type: ignore[attr-defined]
+def _twice_differentiable() -> Iterator[None]:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        yield
+
+
+def _measure(
+    gm: fx.GraphModule,
+    measured: Mapping[Run, _Measured],
+    forward: Callable[[], Tensor],
+    probes: int,
+    generator: torch.Generator,
+    step: Callable[[], None],
+) -> None:
+    """Add what some probes of one loss, which `forward` computes, tell of each chain."""
+    with _entering(gm, list(measured)) as entered:
+        value = forward()
+    tensors = [entered[chain] for chain in measured]
+    for (chain, found), tensor in zip(measured.items(), tensors, strict=True):
+        _add_changes(gm, chain, tensor, found.change)
+    for curvatures in _probe(value, tensors, probes, generator):
+        for found, curvature in zip(measured.values(), curvatures, strict=True):
+            found.curvature.append(curvature)
+        step()
+
+
+def _refuse_nonfinite(measured: Mapping[Run, _Measured], batch: int) -> None:
+    for chain, found in measured.items():
+        if not all(map(math.isfinite, found.curvature)):
+            tensor = chain[0].removesuffix("_mask_choice").removesuffix("_quantizer_choice")
+            raise NotReadyError(f"the loss of batch {batch} has no finite second derivative in {tensor!r}")
+
+
+def _loss_of(gm: fx.GraphModule, batch: Batch, loss: Loss, index: int) -> Tensor:
+    output = gm(*batch.inputs.args, **batch.inputs.kwargs)
+    value = loss(output) if batch.target is None else loss(output, batch.target)
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.isfinite():
+        shown = value.detach() if isinstance(value, Tensor) else value
+        raise NotReadyError(f"the loss of batch {index} must be a finite scalar, not {shown}")
+    if not value.requires_grad:
+        raise NotReadyError(
+            f"the loss of batch {index} cannot be differentiated: compute it from the output with torch's functions"
+        )
+    return value
 
 
 @contextmanager
-def _as_leaves(gm: fx.GraphModule, chains: Sequence[tuple[str, ...]]) -> Iterator[dict[tuple[str, ...], Tensor]]:
-    """Cut the graph of autograd at each chain: what enters it becomes a leaf, found in the mapping after a forward."""
-    leaves: dict[tuple[str, ...], Tensor] = {}
+def _entering(gm: fx.GraphModule, chains: Sequence[Run]) -> Iterator[dict[Run, Tensor]]:
+    """Make what enters each chain a tensor of its own, to differentiate by; it is in the mapping after a forward."""
+    entered: dict[Run, Tensor] = {}
 
-    def cut(chain: tuple[str, ...]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def follow(chain: Run) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            if chain not in leaves:  # a tied weight is entered twice and is one leaf
-                leaves[chain] = output.detach().requires_grad_()
-            return leaves[chain]
+            if chain not in entered:  # a tied weight enters twice and is one tensor
+                # a view: the same tensor may go elsewhere too, past the chain
+                own = output if output.requires_grad else output.detach().requires_grad_()
+                entered[chain] = own
+            return entered[chain]
 
         return hook
 
-    handles = [gm.get_submodule(chain[0]).register_forward_hook(cut(chain)) for chain in chains]
+    handles = [gm.get_submodule(chain[0]).register_forward_hook(follow(chain)) for chain in chains]
     try:
-        yield leaves
+        yield entered
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _probe(
-    gm: fx.GraphModule,
-    chains: Sequence[tuple[str, ...]],
-    batch: Batch,
-    loss: Loss,
-    probes: int,
-    generator: torch.Generator,
-    index: int,
-    step: Callable[[], Any],
-) -> list[dict[tuple[str, ...], _Sample]]:
-    if probes == 0:
-        return []
-    with _as_leaves(gm, chains) as leaves:
-        output = gm(*batch.inputs.args, **batch.inputs.kwargs)
-    value = loss(output) if batch.target is None else loss(output, batch.target)
-    if value.dim() != 0 or not value.isfinite():
-        raise NotReadyError(f"the loss of batch {index} must be a finite scalar, not {value.detach()}")
-    tensors = [leaves[chain] for chain in chains]
+def _probe(value: Tensor, tensors: Sequence[Tensor], count: int, generator: torch.Generator) -> Iterator[list[float]]:
+    """Yield for each probe v^T H v / n of each tensor, where n is its number of elements."""
     gradients = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
-    changes = [_squared_changes(gm, chain, leaf) for chain, leaf in zip(chains, tensors, strict=True)]
-    samples = []
-    for probe in range(probes):
+    for probe in range(count):
         directions = [_rademacher(tensor, generator) for tensor in tensors]
+        curved = [pair for pair in zip(gradients, directions, strict=True) if pair[0].requires_grad]
+        if not curved:  # a loss that is linear in everything
+            yield [0.0] * len(tensors)
+            continue
         products = torch.autograd.grad(
-            gradients,
-            tensors,
-            grad_outputs=directions,
-            retain_graph=probe < probes - 1,
+            *([gradient for gradient, _ in curved], tensors, [direction for _, direction in curved]),
+            retain_graph=probe < count - 1,
             allow_unused=True,
             materialize_grads=True,
         )
-        curvatures = torch.stack([(v * hv).mean() for v, hv in zip(directions, products, strict=True)]).tolist()
-        samples.append({c: _Sample(k, change) for c, k, change in zip(chains, curvatures, changes, strict=True)})
-        step()
-    return samples
+        means = [(v * hv).mean() for v, hv in zip(directions, products, strict=True)]
+        yield torch.stack([mean.double() for mean in means]).tolist()
 
 
 def _rademacher(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -146,20 +169,19 @@ def _rademacher(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _squared_changes(gm: fx.GraphModule, chain: tuple[str, ...], leaf: Tensor) -> dict[tuple[str, ...], float]:
-    return {labels: change.square().sum().item() for labels, change in perturbations(gm, chain, leaf.detach())}
+def _add_changes(gm: fx.GraphModule, chain: Run, tensor: Tensor, changes: dict[Run, list[float]]) -> None:
+    for labels, change in perturbations(gm, chain, tensor.detach()):
+        changes.setdefault(labels, []).append(change.square().sum(dtype=torch.float64).item())
 
 
-def _estimate(decision: Decision, samples: list[dict[tuple[str, ...], _Sample]]) -> Estimate:
-    curvature = {chain: torch.tensor([s[chain].curvature for s in samples]) for chain in decision.chains}
-    noise = {chain: _standard_error(values) for chain, values in curvature.items()}
-    mean = {chain: max(values.mean().item(), noise[chain]) for chain, values in curvature.items()}
+def _estimate(decision: Decision, measured: Mapping[Run, _Measured]) -> Estimate:
+    noise = {chain: _standard_error(measured[chain].curvature) for chain in decision.chains}
+    mean = {chain: max(fmean(measured[chain].curvature), noise[chain]) for chain in decision.chains}
     rises, errors = [], []
     for option in decision.options:
         rise = variance = 0.0
         for chain in decision.chains:
-            labels = tuple(option.picks[name] for name in chain)
-            change = sum(sample[chain].change[labels] for sample in samples) / len(samples)
+            change = fmean(measured[chain].change[tuple(option.picks[name] for name in chain)])
             rise += 0.5 * mean[chain] * change
             variance += (0.5 * noise[chain] * change) ** 2
         rises.append(rise)
@@ -167,5 +189,8 @@ def _estimate(decision: Decision, samples: list[dict[tuple[str, ...], _Sample]])
     return Estimate(tuple(rises), tuple(errors))
 
 
-def _standard_error(values: Tensor) -> float:
-    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else abs(values.mean().item())
+def _standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean; of one value alone, its size."""
+    if len(values) < 2:
+        return abs(fmean(values))
+    return torch.tensor(values, dtype=torch.float64).std().item() / len(values) ** 0.5

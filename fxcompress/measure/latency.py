@@ -1,8 +1,8 @@
 """Latency tables: measured times of operators, read from a JSON file."""
 
-from functools import lru_cache
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -13,7 +13,8 @@ from fxcompress.policies import Strict
 class Row(Strict):
     """One measured operator: its signature, its precision, and its time in nanoseconds.
 
-    `arguments` are those after input, weight and bias (stride, padding, dilation, groups, ...). Bits are 32 for float.
+    `arguments` are those after input, weight and bias (stride, padding, dilation, groups, ...). Bits are 32 for
+    float.
     """
 
     kind: str
@@ -40,12 +41,17 @@ class LatencyTable(Strict):
 Signature = tuple[Any, ...]
 
 
+class Table(NamedTuple):
+    """The times of a latency table in nanoseconds by signature, and the file that they come from."""
+
+    path: str
+    times: dict[Signature, int]
+
+
 def signature(row: Row) -> Signature:
-    """Return what must agree for a row to speak of an operator."""
-    return (
-        *(row.kind, row.input, row.weight, flat(row.arguments)),
-        *(row.weight_bits, row.input_bits, row.sparsity),
-    )
+    """Return what must agree for a row to speak of an operator; sparsity as the number of zeros that it gives."""
+    zeros = round(row.sparsity * prod(row.weight))
+    return row.kind, row.input, row.weight, flat(row.arguments), row.weight_bits, row.input_bits, zeros
 
 
 def flat(arguments: Any) -> tuple[Any, ...]:
@@ -53,9 +59,8 @@ def flat(arguments: Any) -> tuple[Any, ...]:
     return tuple(flat(item) if isinstance(item, list | tuple) else item for item in arguments)
 
 
-@lru_cache(maxsize=8)
-def read_table(path: str) -> dict[Signature, int]:
-    """Return the times in nanoseconds by signature. Raises PolicyError when the file is missing or not a table."""
+def read_table(path: str) -> Table:
+    """Return what a file of measured times holds. Raises PolicyError when it is missing or not a table."""
     try:
         table = LatencyTable.model_validate_json(Path(path).read_text("utf-8"))
     except OSError as error:
@@ -63,16 +68,17 @@ def read_table(path: str) -> dict[Signature, int]:
     except ValidationError as error:
         first = error.errors()[0]
         raise PolicyError(f"latency table {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return {signature(row): row.median for row in table.rows}
+    return Table(path, {signature(row): row.median for row in table.rows})
 
 
-def look_up(path: str, wanted: Row, layer: str) -> int:
+def look_up(table: Table | str, wanted: Row, layer: str) -> int:
     """Return the time of an operator in nanoseconds. Raises NotReadyError naming the entry that is missing."""
-    times = read_table(path)
+    path, times = read_table(table) if isinstance(table, str) else table
     if signature(wanted) not in times:
         raise NotReadyError(
-            f"latency table {path} has no entry that {layer!r} needs: kind {wanted.kind}, input {list(wanted.input)}, "
-            f"weight {list(wanted.weight)}, arguments {list(wanted.arguments)}, weight_bits {wanted.weight_bits}, "
-            f"input_bits {wanted.input_bits}, sparsity {wanted.sparsity}; measure it, or take the option off the list"
+            f"latency table {path} has no entry that {layer!r} needs: kind {wanted.kind}, "
+            f"input {list(wanted.input)}, weight {list(wanted.weight)}, arguments {list(wanted.arguments)}, "
+            f"weight_bits {wanted.weight_bits}, input_bits {wanted.input_bits}, sparsity {wanted.sparsity:g}; "
+            "measure it, or take the option off the list"
         )
     return times[signature(wanted)]

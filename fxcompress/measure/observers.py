@@ -6,11 +6,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fxcompress.nn import Quantizer
+
 
 class Observer(Protocol):
     """What calibration needs: `observe` sees a tensor of shape (channels, values), `range` tells (low, high).
 
-    Both ends are vectors of length `channels`; a tensor with one scale has one channel.
+    Both ends are vectors of length `channels`; a tensor with one scale has one channel. An observer of weights whose
+    answer depends on the quantizer, for example on its bits, has `range_for(quantizer)` too, which is asked instead.
     """
 
     def observe(self, x: Tensor) -> None: ...
@@ -32,15 +35,17 @@ class MinMax:
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the ends."""
-        assert self._low is not None and self._high is not None, "observe something first"
+        assert self._low is not None, "observe something first"
+        assert self._high is not None
         return self._low, self._high
 
 
 class Percentile:
     """The range that holds a percentile `q` of all magnitudes seen, in one pass and bounded memory.
 
-    Magnitudes are counted in a histogram of `bins` equal bins. When a larger value comes, bins are merged in pairs until
-    it fits, so that counts stay exact and the answer is at most one bin too wide: 2 / bins of the largest magnitude.
+    Magnitudes are counted in a histogram of `bins` equal bins, an even number. When a larger value comes, bins are
+    merged in pairs until it fits, so that counts stay exact and the answer is at most one bin too wide: 2 / bins of
+    the largest magnitude.
     """
 
     def __init__(self, q: float = 99.99, bins: int = 8192) -> None:
@@ -65,7 +70,8 @@ class Percentile:
         self._counts += torch.bincount(index.flatten(), minlength=self._counts.numel()).view_as(self._counts)
 
     def _widen(self, largest: Tensor) -> None:
-        assert self._counts is not None and self._top is not None
+        assert self._counts is not None
+        assert self._top is not None
         while (too_small := (self._top < largest).squeeze(1)).any():
             merged = self._counts[too_small].view(-1, self._bins // 2, 2).sum(2)
             self._counts[too_small] = torch.cat([merged, torch.zeros_like(merged)], dim=1)
@@ -73,13 +79,42 @@ class Percentile:
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Return the ends: what was seen, clipped to the percentile of the magnitudes."""
-        assert self._counts is not None and self._top is not None, "observe something first"
+        assert self._counts is not None, "observe something first"
+        assert self._top is not None
         cumulative = self._counts.cumsum(1)
-        needed = (cumulative[:, -1:] * self._share).ceil().clamp(min=1)
+        needed = (cumulative[:, -1:].double() * self._share).ceil().clamp(min=1)
         last_bin = (cumulative < needed).sum(1)
         limit = ((last_bin + 1) * self._top.squeeze(1) / self._bins).to(torch.float32)
         low, high = self._minmax.range()
         return torch.maximum(low, -limit), torch.minimum(high, limit)
 
 
-OBSERVERS: Mapping[str, Callable[..., Any]] = {"minmax": MinMax, "percentile": Percentile}
+class MeanSquaredError(MinMax):
+    """The range whose grid has the least squared error, for weights: they are seen once and whole.
+
+    Tries the range seen, and that range shrunk in 79 steps of 1% (the search of BRECQ, Li et al. 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[Tensor] = []
+
+    def observe(self, x: Tensor) -> None:
+        """Keep `x`."""
+        super().observe(x)
+        self._seen.append(x)
+
+    def range_for(self, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+        """Return the ends for the bits and symmetry of a quantizer."""
+        x = torch.cat(self._seen, dim=1)
+        low, high = self.range()
+        grid = Quantizer(quantizer.bits, symmetric=quantizer.symmetric, axis=0, channels=x.shape[0]).to(x.device)
+        least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
+        for shrink in torch.arange(100, 20, -1) / 100:
+            grid.set_range(low * shrink, high * shrink)
+            error = (grid(x) - x).square().sum(1)
+            least, best = torch.minimum(least, error), torch.where(error < least, shrink, best)
+        return low * best, high * best
+
+
+OBSERVERS: Mapping[str, Callable[..., Any]] = {"minmax": MinMax, "percentile": Percentile, "mse": MeanSquaredError}

@@ -1,55 +1,91 @@
 """fold_batch_norm: batch norms become part of the weight and bias before them, as a computation on those edges."""
 
-from torch import fx, nn
+from typing import Any, NamedTuple
+
+from torch import fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxcompress.graph.edit import module_of
+from fxcompress.errors import PassError
+from fxcompress.graph.edit import constant_value, inserted, is_constant, module_of
 from fxcompress.graph.operators import Operator, operator_of
 from fxcompress.nn.functional import folded_bias, folded_weight
 from fxcompress.passes.apply import apply
 from fxcompress.policies import FoldBatchNorm
 
 
+class _Pair(NamedTuple):
+    """A layer's call, its row of the operator table, and the batch norm that follows it."""
+
+    call: fx.Node
+    operator: Operator
+    norm: _BatchNorm
+    norm_call: fx.Node
+
+
 @apply.register
 def fold_batch_norm(spec: FoldBatchNorm, gm: fx.GraphModule) -> None:
     """Fold each batch norm whose input is used by nothing else into its convolution or linear layer.
 
-    The parameters and statistics stay under their own names and become edges (Jacob et al. 2018, section 3.2), so that
-    the original's state_dict still fits and gradients reach them; the statistics are those of eval mode from here on.
+    The parameters and statistics stay under their own names and become edges (Jacob et al. 2018, section 3.2), so
+    that the original's state_dict still fits and gradients reach them; the statistics are those of eval mode from
+    here on. After a linear layer it is taken to normalize features: the layer's output has two axes. Raises
+    PassError where an earlier step has put something on the weight.
     """
     for node in list(gm.graph.nodes):
-        norm = module_of(gm, node)
-        operator = operator_of(node.args[0]) if norm is not None and node.args else None
-        if isinstance(norm, _BatchNorm) and operator is not None and _foldable(norm, node, operator, gm):
-            _fold(norm, node, operator, gm)
+        pair = _pair(gm, node)
+        if pair is not None and _foldable(pair, gm):
+            _fold(pair, gm)
     gm.recompile()
 
 
-def _foldable(norm: nn.Module, node: fx.Node, operator: Operator, gm: fx.GraphModule) -> bool:
-    calls = [other for other in gm.graph.nodes if other.op == "call_module" and other.target == node.target]
+def _pair(gm: fx.GraphModule, norm_call: fx.Node) -> _Pair | None:
+    norm = module_of(gm, norm_call)
+    call = norm_call.args[0] if norm_call.args else None
+    operator = operator_of(call) if isinstance(call, fx.Node) else None
+    if not isinstance(norm, _BatchNorm) or not isinstance(call, fx.Node) or operator is None:
+        return None
+    return _Pair(call, operator, norm, norm_call)
+
+
+def _foldable(pair: _Pair, gm: fx.GraphModule) -> bool:
+    calls = [node for node in gm.graph.nodes if node.op == "call_module" and node.target == pair.norm_call.target]
     return (
-        operator.bias is not None
-        and norm.running_mean is not None  # without running statistics there is nothing constant to fold
-        and len(node.args[0].users) == 1
+        pair.operator.bias is not None
+        and pair.norm.running_mean is not None  # without running statistics there is nothing constant to fold
+        and len(pair.call.users) == 1
         and len(calls) == 1
+        and (pair.operator.kind != "linear" or _normalizes_features(pair, gm))
     )
 
 
-def _fold(norm: _BatchNorm, node: fx.Node, operator: Operator, gm: fx.GraphModule) -> None:
-    call: fx.Node = node.args[0]  # type: ignore[assignment]
-    name = str(node.target)
-    graph = gm.graph
+def _normalizes_features(pair: _Pair, gm: fx.GraphModule) -> bool:
+    """Return whether the norm's axis can be the features of a linear layer: with three axes it is the middle one."""
+    weight = pair.call.args[1]
+    return is_constant(gm, weight) and constant_value(gm, weight).shape[0] == pair.norm.num_features
+
+
+def _fold(pair: _Pair, gm: fx.GraphModule) -> None:
+    call, operator, norm, norm_call = pair
+    arguments: list[Any] = list(call.args)
+    at_weight, at_bias = operator.weight, operator.bias
+    assert at_weight is not None
+    assert at_bias is not None
+    weight, bias = arguments[at_weight], arguments[at_bias]
+    if inserted(gm, weight):
+        raise PassError(
+            f"fold_batch_norm: the weight of {call.name!r} already has {module_of(gm, weight)} from an earlier step; "
+            "state fold_batch_norm before it"
+        )
+    name, graph = norm_call.target, gm.graph
     with graph.inserting_before(call):
         gamma = graph.get_attr(f"{name}.weight") if norm.affine else None
         beta = graph.get_attr(f"{name}.bias") if norm.affine else None
         mean, variance = graph.get_attr(f"{name}.running_mean"), graph.get_attr(f"{name}.running_var")
-        weight, bias = call.args[operator.weight], call.args[operator.bias]  # type: ignore[index]
         new_weight = graph.call_function(folded_weight, (weight, gamma, variance, norm.eps, operator.out_axis))
         new_bias = graph.call_function(folded_bias, (bias, gamma, beta, mean, variance, norm.eps))
     new_weight._rename(f"{call.name}_weight_folded")
     new_bias._rename(f"{call.name}_bias_folded")
-    arguments = list(call.args)
-    arguments[operator.weight], arguments[operator.bias] = new_weight, new_bias  # type: ignore[index,call-overload]
+    arguments[at_weight], arguments[at_bias] = new_weight, new_bias
     call.args = tuple(arguments)
-    node.replace_all_uses_with(call)
-    graph.erase_node(node)
+    norm_call.replace_all_uses_with(call)
+    graph.erase_node(norm_call)

@@ -11,7 +11,7 @@ def inline(gm: fx.GraphModule, node: fx.Node, body: fx.GraphModule, inputs: tupl
     """Replace `node` by the operations of `body` on `inputs`; parameters of `body` are stored under `prefix`."""
     if any(True for _ in body.parameters(recurse=False)) and not has_module(gm, prefix):
         gm.add_submodule(prefix, body)
-    values: dict[fx.Node, Any] = {}
+    values: dict[Any, Any] = {}
     given = iter(inputs)
     with gm.graph.inserting_before(node):
         for inner in body.graph.nodes:
@@ -19,10 +19,9 @@ def inline(gm: fx.GraphModule, node: fx.Node, body: fx.GraphModule, inputs: tupl
                 values[inner] = next(given)
             elif inner.op == "get_attr":
                 values[inner] = gm.graph.get_attr(f"{prefix}.{inner.target}")
-            elif inner.op == "output":
-                node.replace_all_uses_with(values[inner.args[0]])
-            else:
-                values[inner] = gm.graph.node_copy(inner, lambda n: values[n])
+            elif inner.op != "output":
+                values[inner] = gm.graph.node_copy(inner, values.__getitem__)
     result = values[body.graph.output_node().args[0]]
+    node.replace_all_uses_with(result)
     gm.graph.erase_node(node)
     result.name = node.name  # a free name again: what follows is named after it

@@ -1,10 +1,10 @@
-"""prune: puts masks on weights that set the smallest magnitudes to zero, or a Choice of them where sparsity is open."""
+"""prune: puts masks on weights that set the smallest magnitudes to zero; a Choice of them where sparsity is open."""
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
-from fxcompress.graph.edit import constant_value, insert
+from fxcompress.graph.edit import constant_value, insert, inserted
 from fxcompress.nn import Choice, Mask
 from fxcompress.passes.apply import Selected, apply, selected_layers
 from fxcompress.passes.tensors import WeightTensor, refuse_second, weight_tensors
@@ -23,17 +23,15 @@ def prune(spec: Prune, gm: fx.GraphModule) -> None:
     done: dict[str, Selected] = {}
     for selected in selected_layers(spec, gm):
         if selected.layer.weight is None:
-            raise PassError(
-                f"{selected.at}: {selected.layer.name!r} is a {selected.layer.kind}; it has no weight to prune"
-            )
+            raise PassError(f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight to prune")
         for tensor in tensors[selected.layer.name]:
             earlier = done.setdefault(tensor.name, selected)
             if earlier is selected:
                 _insert(selected, tensor, gm)
             elif earlier.rule.sparsity != selected.rule.sparsity:
                 raise PassError(
-                    f"weight {tensor.name!r} is shared by {earlier.layer.name!r} and {selected.layer.name!r}, but their "
-                    f"rules disagree: {earlier.at} says sparsity {earlier.rule.sparsity}, {selected.at} says "
+                    f"weight {tensor.name!r} is shared by {earlier.layer.name!r} and {selected.layer.name!r}, but "
+                    f"their rules disagree: {earlier.at} says sparsity {earlier.rule.sparsity}, {selected.at} says "
                     f"{selected.rule.sparsity}; state one for both"
                 )
     gm.recompile()
@@ -62,7 +60,7 @@ def sparsity_label(share: float) -> str:
 
 
 def _sees_weight(user: fx.Node, tensor: WeightTensor, gm: fx.GraphModule) -> bool:
-    return user in tensor.calls or user.op == "call_module"
+    return user in tensor.calls or inserted(gm, user)
 
 
 def _mask(weight: Tensor, sparsity: float) -> nn.Module:

@@ -10,7 +10,7 @@ from fxcompress.graph import Layer
 from fxcompress.graph.edit import insert, tensor_under
 from fxcompress.nn import Choice, Quantizer
 from fxcompress.passes.apply import Selected, apply, selected_layers
-from fxcompress.passes.tensors import chain, refuse_second, weight_tensors
+from fxcompress.passes.tensors import WeightTensor, end_of_chain, refuse_second, weight_tensors
 from fxcompress.policies import Quantize
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.steps import InputSpec, WeightSpec
@@ -29,16 +29,19 @@ class _Placement(NamedTuple):
 def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
     """Put a quantizer on each weight and input that the rules name; each is named after its tensor.
 
-    Layers that share a tensor share its quantizer. Raises PassError when two rules disagree on one tensor.
+    Layers that share a tensor share its quantizer. Raises PassError when two rules disagree on one tensor, and
+    PolicyError for a rule without bits.
     """
+    tensors = weight_tensors(gm)
     placements: dict[str, _Placement] = {}
     for selected in selected_layers(spec, gm):
         if selected.layer.weight is None and selected.rule.input is None:
             raise PassError(
-                f"{selected.at}: {selected.layer.name!r} is a {selected.layer.kind} without a weight; state its input"
+                f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight; state its input"
             )
         if selected.rule.weight is not None and selected.layer.weight is not None:
-            _place_weight(selected, gm, placements)
+            for tensor in tensors[selected.layer.name]:
+                _place_weight(selected, tensor, gm, placements)
         if selected.rule.input is not None:
             _place_inputs(selected, gm, placements)
     for name, placement in placements.items():
@@ -46,13 +49,14 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-def _place_weight(selected: Selected, gm: fx.GraphModule, placements: dict[str, _Placement]) -> None:
-    for tensor in weight_tensors(gm)[selected.layer.name]:
-        nodes: dict[fx.Node, list[fx.Node]] = {node: [] for node in tensor.nodes}
-        for node in tensor.nodes:
-            last = ([node] + chain(gm, node))[-1]
-            nodes[node] = [call for call in tensor.calls if last in call.all_input_nodes]
-        _place(tensor.name, _Placement(selected.rule.weight, selected.at, selected.layer, nodes), placements)
+def _place_weight(
+    selected: Selected, tensor: WeightTensor, gm: fx.GraphModule, placements: dict[str, _Placement]
+) -> None:
+    nodes = {
+        node: [call for call in tensor.calls if end_of_chain(gm, node) in call.all_input_nodes]
+        for node in tensor.nodes
+    }
+    _place(tensor.name, _Placement(selected.rule.weight, selected.at, selected.layer, nodes), placements)
 
 
 def _place_inputs(selected: Selected, gm: fx.GraphModule, placements: dict[str, _Placement]) -> None:
@@ -97,8 +101,7 @@ def _insert(gm: fx.GraphModule, name: str, placement: _Placement, known: tuple[f
         module, suffix = Choice(dict(zip(labels, modules, strict=True)), settings), "quantizer_choice"
     for node, users in placement.nodes.items():
         refuse_second(gm, node, Quantizer, placement.at)
-        last = ([node] + chain(gm, node))[-1]
-        insert(gm, last, f"{name}_{suffix}", module, users)
+        insert(gm, end_of_chain(gm, node), f"{name}_{suffix}", module, users)
 
 
 def _quantizer(

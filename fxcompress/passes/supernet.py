@@ -1,5 +1,6 @@
 """supernet: offers alternatives for a layer as a Choice, of which only the active one is computed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch import fx, nn
 
 from fxcompress.errors import PassError
 from fxcompress.graph import Layer
-from fxcompress.graph.edit import constant_value
+from fxcompress.graph.edit import constant_value, inserted, module_of
 from fxcompress.nn import Choice
 from fxcompress.nn.functional import central_kernel
 from fxcompress.passes.apply import apply, selected_layers
@@ -16,7 +17,7 @@ from fxcompress.policies import Supernet
 from fxcompress.policies.rules import is_open
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_WEIGHT, _BIAS, _STRIDE, _PADDING, _DILATION = 1, 2, 3, 4, 5
+_WEIGHT, _BIAS, _PADDING, _DILATION = 1, 2, 4, 5  # places in the arguments of a convolution
 
 
 @apply.register
@@ -24,15 +25,18 @@ def supernet(spec: Supernet, gm: fx.GraphModule) -> None:
     """Offer other kernel sizes for convolutions; one size where a single value is written.
 
     A smaller kernel is the centre of the layer's own weight (as in Once-for-All, Cai et al. 2020, without its
-    transformation matrices). A larger one has a weight of its own that starts as the layer's weight padded with zeros,
-    so that it computes the same at first. Padding is adapted so that the output keeps its size. An open Choice starts
-    with the layer as it was. Raises PassError for a layer that is not a convolution or whose padding is too small.
+    transformation matrices). A larger one has a weight of its own that starts as the layer's weight padded with
+    zeros, so that it computes the same at first. Padding is adapted so that the output keeps its size. An open Choice
+    starts with the layer's own size where that is offered, else with the first size. Raises PassError for a layer
+    that is not a convolution, whose padding is too small, that is called in different ways, or whose weight an
+    earlier step has quantized or pruned.
     """
     for layer, rule, at in selected_layers(spec, gm):
         if layer.kind not in _CONVOLUTIONS:
             raise PassError(
                 f"{at}: {layer.name!r} is a {layer.kind}; kernel_size applies to {', '.join(_CONVOLUTIONS)}"
             )
+        _refuse_unclear(layer, at, gm)
         sizes = rule.kernel_size if is_open(rule.kernel_size) else (rule.kernel_size,)
         options = {f"kernel_{size}": _convolution(layer, size, at, gm) for size in sizes}
         if is_open(rule.kernel_size):
@@ -42,7 +46,24 @@ def supernet(spec: Supernet, gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-def _offer(layer: Layer, options: dict[str, nn.Module], settings: dict[str, Any], gm: fx.GraphModule) -> None:
+def _refuse_unclear(layer: Layer, at: str, gm: fx.GraphModule) -> None:
+    for edge in layer.weight_edges():
+        if inserted(gm, edge):
+            raise PassError(
+                f"{at}: the weight of {layer.name!r} already has {module_of(gm, edge)} from an earlier step; state "
+                "supernet before it"
+            )
+    ways = {repr((call.args[_WEIGHT], call.args[_BIAS] is None, call.args[_BIAS + 1 :])) for call in layer.calls}
+    if len(ways) > 1:
+        raise PassError(
+            f"{at}: {layer.name!r} is called in different ways (weight folded twice, bias, stride, padding, dilation "
+            "or groups); one kernel_size cannot speak of all"
+        )
+
+
+def _offer(
+    layer: Layer, options: Mapping[str, fx.GraphModule], settings: Mapping[str, Any], gm: fx.GraphModule
+) -> None:
     own = f"kernel_{_own_size(layer, gm)}"
     choice = Choice(options, settings, active=own if own in options else next(iter(options)))
     name = f"{layer.name}_choice"
@@ -74,7 +95,8 @@ def _convolution(layer: Layer, size: int, at: str, gm: fx.GraphModule) -> fx.Gra
     own = constant_value(gm, layer.weight_edges()[0])
     if len(set(own.shape[2:])) > 1 or own.shape[-1] % 2 == 0:
         raise PassError(
-            f"{at}: {layer.name!r} has kernel {tuple(own.shape[2:])}; kernel_size needs an odd, square one"
+            f"{at}: {layer.name!r} has kernel {tuple(own.shape[2:])}; kernel_size needs an odd number, the same "
+            "along each axis"
         )
     root, graph = nn.Module(), fx.Graph()
     names = ("input", "weight", "bias")[: len(_inputs(call))]

@@ -43,13 +43,18 @@ def _tensors_of(gm: fx.GraphModule, owner: str, tied: list[Layer]) -> list[Weigh
 
 def chain(gm: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """Return the inserted modules that sit on a tensor one behind the other, up to the first branching."""
-    found = []
+    found: list[fx.Node] = []
     while True:
         following = [user for user in node.users if inserted(gm, user) and user.args[0] is node]
         if len(following) != 1:
             return found
         node = following[0]
         found.append(node)
+
+
+def end_of_chain(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return the last of the inserted modules on a tensor, the tensor itself where there is none."""
+    return [node, *chain(gm, node)][-1]
 
 
 def refuse_second(gm: fx.GraphModule, node: fx.Node, kind: type[Quantizer] | type[Mask], at: str) -> None:

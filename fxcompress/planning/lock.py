@@ -1,145 +1,171 @@
 """Locking: the policy with every decision written into it, and the record of why."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 from torch import fx
 
-from fxcompress.graph import Layer, layers
 from fxcompress.graph.shapes import Shapes
 from fxcompress.measure.calibrate import Ranges
-from fxcompress.measure.costs import LayerOption, bops, option_of, size
+from fxcompress.measure.options import LayerOption, Survey, Surveyed, survey
 from fxcompress.planning.decide import Decided
-from fxcompress.planning.prices import cost, total_cost
+from fxcompress.planning.prices import Price
+from fxcompress.planning.resolved import Settings, resolved, without_resolved
 from fxcompress.policies import Plan, Policy, Quantize, RuleStep, Step
-from fxcompress.policies.policy import BudgetRecord, LayerRecord, Record, Solution, Totals
+from fxcompress.policies.policy import BudgetRecord, LayerRecord, Record, Search, Solution, Totals
 from fxcompress.policies.rules import Matched
 from fxcompress.version import VERSION
+
+Said = Sequence[Sequence[Matched[Any]]]  # what the rules of each step matched
 
 
 def lock(
     policy: Policy,
-    matched: Sequence[Sequence[Matched[Any]]],
+    matched: Said,
     ranges: Ranges,
     gm: fx.GraphModule,
     original: Mapping[str, int],
     shapes: Shapes | None,
     decided: Decided | None,
 ) -> Plan:
-    """Return the plan: the steps with one rule for each group of layers treated alike, known ranges, and the record."""
-    settings = decided.settings if decided else {}
-    steps = [_close(step, said, settings, ranges) for step, said in zip(policy.steps, matched, strict=True)]
-    record = _record(policy, matched, gm, original, shapes, decided)
-    return Plan(version=policy.version, steps=tuple(steps), plan=record)
+    """Return the plan: the steps with a rule for each group of layers treated alike, known ranges, and the record."""
+    layers = survey(gm, shapes)
+    settings = resolved(policy.steps, matched, layers)
+    for layer, fields in (decided.settings if decided else {}).items():
+        settings.setdefault(layer, {}).update(fields)
+    closed = (_close(step, said, settings, ranges) for step, said in zip(policy.steps, matched, strict=True))
+    record = _record(policy, matched, gm, layers, original, decided)
+    return Plan(version=policy.version, steps=tuple(step for step in closed if step is not None), plan=record)
 
 
-def _close(step: Step, matched: Sequence[Matched[Any]], settings: Mapping[str, Any], ranges: Ranges) -> Step:
+def _close(step: Step, matched: Sequence[Matched[Any]], settings: Settings, ranges: Ranges) -> Step | None:
     closed = step.closed(matched, settings)
-    return closed.replaced(ranges=ranges | step.ranges) if isinstance(step, Quantize) and ranges else closed
+    if isinstance(step, Quantize) and ranges:
+        return closed.replaced(ranges=ranges | step.ranges)
+    return without_resolved(closed, settings)
 
 
 def _record(
     policy: Policy,
-    matched: Sequence[Sequence[Matched[Any]]],
+    matched: Said,
     gm: fx.GraphModule,
+    layers: Survey,
     original: Mapping[str, int],
-    shapes: Shapes | None,
     decided: Decided | None,
 ) -> Record:
     picks = decided.picks if decided else {}
-    said_by = _said_by(policy, matched)
-    rows = tuple(_row(gm, layer, picks, shapes, decided, said_by) for layer in layers(gm) if layer.weight is not None)
-    parameters = sum(row.parameters for row in rows)
-    totals = Totals(
-        parameters=parameters,
-        sparsity=round(sum(row.sparsity * row.parameters for row in rows) / max(parameters, 1), 6),
-        size=total_cost("size", gm, picks, shapes),
-        float_size=original["size"],
-        bops=None if shapes is None else total_cost("bops", gm, picks, shapes),
-        float_bops=original.get("bops"),
-    )
-    rules = {
-        rule.at or f"{step.kind} rule {index + 1}": tuple(m.subject.name for m in said if index in m.by)
-        for step, said in zip(policy.steps, matched, strict=True)
-        for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ())
-    }
-    if decided is None or policy.search is None:
-        return Record(fxcompress=VERSION, totals=totals, layers=rows, matched=rules)
-    allocation = decided.allocation
+    size, bops = Price("size", gm), Price("bops", gm) if "bops" in original else None
+    reasons = _reasons(policy, matched, decided)
+    unsaid = _Reason("no rule speaks of it")
+    rows = [
+        _row(one, one.option(picks), size, bops, reasons.get(name, unsaid))
+        for name, one in layers.items()
+        if one.layer.weight is not None
+    ]
     return Record(
         fxcompress=VERSION,
-        totals=totals,
-        layers=rows,
-        matched=rules,
-        budgets={
-            name: BudgetRecord(
-                asked=budget.max,
-                limit=decided.problem.budgets[name] + decided.fixed[name],
-                predicted=allocation.costs[name] + decided.fixed[name],
-                original=original.get(name, 0),
-            )
-            for name, budget in policy.search.budgets.items()
-        },
-        solution=Solution(
-            solver=policy.search.solver.name,
-            status=allocation.status,
-            objective=allocation.objective,
-            bound=allocation.bound,
-            gap=allocation.gap,
+        totals=Totals(
+            **_parameters(rows),
+            size=size.total(layers, picks),
+            float_size=original["size"],
+            bops=None if bops is None else bops.total(layers, picks),
+            float_bops=original.get("bops"),
         ),
+        layers=tuple(rows),
+        matched=_matched(policy, matched),
+        **({} if decided is None or policy.search is None else _solved(policy.search, original, decided)),
     )
 
 
-def _said_by(policy: Policy, matched: Sequence[Sequence[Matched[Any]]]) -> dict[str, str]:
-    """Return for each layer the last rule that speaks of it."""
-    said: dict[str, str] = {}
-    for step, found in zip(policy.steps, matched, strict=True):
-        for subject, _, by in found:
-            assert isinstance(step, RuleStep)
-            said[subject.name] = f"stated by {step.rules[by[-1]].at or f'{step.kind} rule {by[-1] + 1}'}"
-    return said
+def _parameters(rows: Sequence[LayerRecord]) -> dict[str, Any]:
+    """Return how many weights there are and which share of them is zero."""
+    parameters = sum(row.parameters for row in rows)
+    zeros = sum(row.sparsity * row.parameters for row in rows)
+    return {"parameters": parameters, "sparsity": round(zeros / max(parameters, 1), 6)}
 
 
-def _row(
-    gm: fx.GraphModule,
-    layer: Layer,
-    picks: Mapping[str, str],
-    shapes: Shapes | None,
-    decided: Decided | None,
-    said_by: Mapping[str, str],
-) -> LayerRecord:
-    option = option_of(gm, layer, picks, shapes)
-    untouched = LayerOption(macs=option.macs)
-    found = next((i for i, d in enumerate(decided.decisions) if layer.name in d.layers), None) if decided else None
-    loss: dict[str, Any] = {}
-    reason = said_by.get(layer.name, "no rule speaks of it")
-    if decided is not None and found is not None:
-        decision, chosen = decided.decisions[found], decided.allocation.chosen[decided.decisions[found].name]
-        estimate = decided.estimates[found]
-        loss = {"expected_loss": estimate.rise[chosen], "standard_error": estimate.standard_error[chosen]}
-        together = (
-            f" (with {', '.join(n for n in decision.layers if n != layer.name)})" if len(decision.layers) > 1 else ""
+def _matched(policy: Policy, matched: Said) -> dict[str, tuple[str, ...]]:
+    return {
+        _place(step, index): tuple(found.subject.name for found in said if index in found.by)
+        for step, said in zip(policy.steps, matched, strict=True)
+        if isinstance(step, RuleStep)
+        for index in range(len(step.rules))
+    }
+
+
+def _place(step: RuleStep, index: int) -> str:
+    return step.rules[index].at or f"{step.kind} rule {index + 1}"
+
+
+def _solved(search: Search, original: Mapping[str, int], decided: Decided) -> dict[str, Any]:
+    """Return what the record says of the budgets and of the solver's answer."""
+    allocation = decided.allocation
+    budgets = {
+        name: BudgetRecord(
+            asked=budget.max,
+            limit=decided.problem.budgets[name] + decided.fixed[name],
+            predicted=allocation.costs[name] + decided.fixed[name],
+            original=original.get(name, 0),
         )
-        reason = decided.why[decision.name] + together
+        for name, budget in search.budgets.items()
+    }
+    solution = Solution(
+        solver=search.solver.name,
+        status=allocation.status,
+        objective=allocation.objective,
+        bound=allocation.bound,
+        gap=allocation.gap,
+    )
+    return {"budgets": budgets, "solution": solution}
+
+
+class _Reason(NamedTuple):
+    """Why a layer is treated as it is, and what its decision is expected to lose."""
+
+    why: str
+    loss: float | None = None
+    error: float | None = None
+
+
+def _reasons(policy: Policy, matched: Said, decided: Decided | None) -> dict[str, _Reason]:
+    reasons: dict[str, _Reason] = {}
+    for step, said in zip(policy.steps, matched, strict=True):
+        for subject, _, by in said:
+            assert isinstance(step, RuleStep)
+            reasons[subject.name] = _Reason(f"stated by {_place(step, by[-1])}")
+    if decided is None:
+        return reasons
+    for decision, estimate in zip(decided.decisions, decided.estimates, strict=True):
+        chosen = decided.allocation.chosen[decision.name]
+        for layer in decision.layers:
+            others = ", ".join(name for name in decision.layers if name != layer)
+            why = decided.why[decision.name] + (f" (with {others})" if others else "")
+            reasons[layer] = _Reason(why, estimate.rise[chosen], estimate.standard_error[chosen])
+    return reasons
+
+
+def _row(one: Surveyed, option: LayerOption, size: Price, bops: Price | None, reason: _Reason) -> LayerRecord:
+    layer = one.layer
+    expected = {} if reason.loss is None else {"expected_loss": reason.loss, "standard_error": reason.error}
     return LayerRecord(
         name=layer.name,
         kind=layer.kind,
-        parameters=0 if layer.tied else layer.weight_tensor(gm).numel(),
+        parameters=0 if layer.tied else prod(option.weight_shape or ()),
         decision=_describe(option),
         sparsity=round(option.sparsity, 6),
-        size=cost("size", gm, [layer], picks, shapes),
-        float_size=size(gm, layer, untouched),
+        size=size.layer(layer, option),
+        float_size=size.layer(layer, one.untouched),
         macs=option.macs,
-        bops=None if shapes is None else cost("bops", gm, [layer], picks, shapes),
-        float_bops=None if shapes is None else bops(gm, layer, untouched),
-        why=reason,
-        **loss,
+        bops=None if bops is None else bops.layer(layer, option),
+        float_bops=None if bops is None else bops.layer(layer, one.untouched),
+        why=reason.why,
+        **expected,
     )
 
 
 def _describe(option: LayerOption) -> str:
-    """Say how a layer runs, for example `int4 weight, uint8 input, 50% sparse`."""
-    parts = [f"{option.weight.dtype_name} weight" if option.weight else "float weight"]
-    parts += [f"{option.input.dtype_name} input"] if option.input else []
-    parts += [f"{option.sparsity:.0%} sparse"] if option.sparsity else []
-    return ", ".join(parts)
+    """Say how a layer runs in the field's short form, for example `W4A8, 50% sparse`."""
+    short = f"W{option.weight_bits}" if option.weight else ""
+    short += f"A{option.input_bits}" if option.input else ""
+    return ", ".join([short or "float", *([f"{option.sparsity:.0%} sparse"] if option.sparsity else [])])

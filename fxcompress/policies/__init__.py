@@ -3,10 +3,13 @@
 from fxcompress.policies.amount import Amount, show
 from fxcompress.policies.base import Strict
 from fxcompress.policies.files import parse, presets, read
-from fxcompress.policies.policy import Budget, Plan, Policy, Search
+from fxcompress.policies.policy import Plan, Policy
 from fxcompress.policies.reference import Reference
 from fxcompress.policies.rules import Rule, Select
-from fxcompress.policies.steps import FoldBatchNorm, Prune, Quantize, Resolve, RuleStep, Step, Supernet
+from fxcompress.policies.schema import schema
+from fxcompress.policies.search import Budget, Search
+from fxcompress.policies.step import RuleStep, Step
+from fxcompress.policies.steps import FoldBatchNorm, Prune, Quantize, Resolve, Supernet
 from fxcompress.policies.write import dump, write_text
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "parse",
     "presets",
     "read",
+    "schema",
     "show",
     "write_text",
 ]

@@ -1,15 +1,18 @@
 """Amounts of a budget: `25%`, `1.2 MB`, `3 ms`, `40 MBOPs` or a plain number in the smallest unit."""
 
 import re
+from fractions import Fraction
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import core_schema
 
-UNITS: dict[str, dict[str, float]] = {
-    "size": {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
-    "bops": {"BOPs": 1, "kBOPs": 1e3, "MBOPs": 1e6, "GBOPs": 1e9, "TBOPs": 1e12},
-    "latency": {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9},
+from fxcompress.policies.base import nearest, problem
+
+UNITS: dict[str, dict[str, int]] = {
+    "size": {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "bops": {"BOPs": 1, "kBOPs": 10**3, "MBOPs": 10**6, "GBOPs": 10**9, "TBOPs": 10**12},
+    "latency": {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9},
 }
 _ALL_UNITS = sorted({unit for units in UNITS.values() for unit in units})
 _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[A-Za-z]*)\s*")
@@ -20,12 +23,13 @@ class Amount:
 
     def __init__(self, text: str | int | float) -> None:
         match = None if isinstance(text, bool) else _FORM.fullmatch(str(text))
-        if match is None or float(match[1]) <= 0:
+        if match is None or Fraction(match[1]) <= 0:
             raise ValueError(f"{text!r} is not an amount; write for example '25%', '1.2 MB', '3 ms' or '40 MBOPs'")
         if match[2] not in ("", "%", *_ALL_UNITS):
-            raise ValueError(f"{text!r} has an unknown unit {match[2]!r}; accepted: %, {', '.join(_ALL_UNITS)}")
+            hint, accepted = nearest(match[2], _ALL_UNITS), ", ".join(_ALL_UNITS)
+            raise ValueError(f"{text!r} has an unknown unit {match[2]!r}{hint}; accepted: %, {accepted}")
         self.text = text
-        self.value, self.unit = float(match[1]), match[2]
+        self.value, self.unit = Fraction(match[1]), match[2]  # exact: 2.3 MB are 2300000 bytes
 
     def limit(self, budget: str, whole: int) -> int:
         """Return the limit in the budget's smallest unit; `whole` is the price of the float model.
@@ -61,7 +65,7 @@ class Amount:
         try:
             return cls(value)
         except ValueError as error:
-            raise PydanticCustomError("amount", "{reason}", {"reason": str(error)}) from None
+            raise problem(str(error)) from None
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -71,10 +75,16 @@ class Amount:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": f"^{_FORM.pattern}$"}],
-            "description": "An amount: '25%' of the float model, '1.2 MB', '3 ms', '40 MBOPs' or a plain number.",
-        }
+        return amount_schema(_ALL_UNITS)
+
+
+def amount_schema(units: list[str]) -> dict[str, Any]:
+    """Return the JSON Schema of an amount in one of the units, in the smallest of them, or relative."""
+    pattern = rf"^\s*([0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?)\s*({'|'.join(['%', *units])})?\s*$"
+    return {
+        "description": "An amount: 25% of the float model, or absolute; a plain number is in the smallest unit",
+        "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern}],
+    }
 
 
 def show(budget: str, amount: float) -> str:

@@ -4,14 +4,43 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+Location = tuple[str | int, ...]  # keys and positions that lead from a value to a part of it
 
 
 def nearest(word: str, accepted: Iterable[str]) -> str:
     """Return the hint ` (did you mean 'x'?)` for the closest accepted spelling, or an empty text."""
     close = difflib.get_close_matches(word, list(accepted), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def problem(text: str) -> PydanticCustomError:
+    """Return the error that a validator raises to say what is wrong with its value."""
+    return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def problem_at(location: Location, text: str) -> ValidationError:
+    """Return the error that a validator raises to say what is wrong with a part of its value."""
+    return ValidationError.from_exception_data(
+        "policy", [InitErrorDetails(type=problem(text), loc=location, input=None)]
+    )
+
+
+def within(error: ValidationError, *outer: str | int) -> ValidationError:
+    """Return the error of a part of a value as an error of the value."""
+    return ValidationError.from_exception_data(
+        error.title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError(one["type"], "{said}", one.get("ctx", {}) | {"said": one["msg"]}),
+                loc=(*outer, *one["loc"]),
+                input=one["input"],
+            )
+            for one in error.errors()
+        ],
+    )
 
 
 class Strict(BaseModel):
@@ -29,15 +58,11 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    accepted = ", ".join(cls.model_fields)
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key '{key}'{hint}; accepted: {accepted}",
-                        {"key": str(key), "hint": nearest(str(key), cls.model_fields), "accepted": accepted},
-                    )
+        for key in data if isinstance(data, dict) else ():
+            if key not in cls.model_fields:
+                hint = nearest(str(key), cls.model_fields)
+                accepted = ", ".join(cls.model_fields) or "none"
+                raise problem_at((str(key),), f"unknown key {str(key)!r}{hint}; accepted: {accepted}")
         return data
 
     def stated(self) -> dict[str, Any]:
@@ -56,8 +81,6 @@ class Strict(BaseModel):
 
     def __eq__(self, other: object) -> bool:  # a value is equal wherever it was read from
         return type(self) is type(other) and self.__dict__ == other.__dict__
-
-    __hash__ = BaseModel.__hash__
 
 
 def plain(value: Any) -> Any:

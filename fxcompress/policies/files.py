@@ -1,5 +1,6 @@
 """Reading policy files: YAML or JSON, each error with file and line."""
 
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from fxcompress.errors import PolicyError
-from fxcompress.policies.base import Strict, nearest
+from fxcompress.policies.base import nearest
+from fxcompress.policies.places import describe, locate, plain_tree
 from fxcompress.policies.policy import Plan, Policy
 
 
@@ -21,7 +22,7 @@ def presets() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read(policy: "Policy | str | os.PathLike[str] | dict[str, Any]", *, builtin_only: bool = False) -> Policy:
+def read(policy: Policy | str | os.PathLike[str] | dict[str, Any], *, builtin_only: bool = False) -> Policy:
     """Return the policy that a preset's name, a file's path, a mapping or a policy stands for.
 
     The result is a Plan when it holds decisions. Relative paths in a file are meant from the file's folder.
@@ -31,39 +32,65 @@ def read(policy: "Policy | str | os.PathLike[str] | dict[str, Any]", *, builtin_
         return policy
     if isinstance(policy, dict):
         return _validated(policy, policy, "policy", builtin_only)
+    if not isinstance(policy, str | os.PathLike):
+        raise PolicyError(
+            f"a policy is the name of a preset, a file, a mapping or a Policy, not {type(policy).__name__}"
+        )
     path = Path(policy)
     if path.suffix not in (".yaml", ".yml", ".json"):
-        if str(policy) not in presets():
-            raise PolicyError(
-                f"no preset is named {str(policy)!r}{nearest(str(policy), presets())}; presets: {', '.join(presets())}; "
-                "a policy file ends in .yaml, .yml or .json"
-            )
-        text = (resources.files("fxcompress.policies") / "presets" / f"{policy}.yaml").read_text("utf-8")
-        return parse(text, f"preset {policy}", builtin_only=builtin_only)
+        return _preset(str(policy), builtin_only)
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         raise PolicyError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: is not a text in UTF-8") from error
     return parse(text, str(path), builtin_only=builtin_only, folder=path.parent)
 
 
-def parse(text: str, name: str, *, builtin_only: bool = False, folder: Path | None = None) -> Policy:
-    """Return the policy that a text in YAML or JSON holds; `name` stands for the file in errors."""
-    try:
-        tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(error.problem or error.context).split())
-        raise PolicyError(f"{name}{line}: not valid YAML: {problem}") from error
-    data = _plain(tree)
-    if not isinstance(data, dict):
+def _preset(name: str, builtin_only: bool) -> Policy:
+    names = presets()
+    if name not in names:
         raise PolicyError(
-            f"{name}:1: a policy is a mapping with version, steps and search, not {type(data).__name__}"
+            f"no preset is named {name!r}{nearest(name, names)}; presets: {', '.join(names)}; a policy file ends in "
+            ".yaml, .yml or .json"
         )
+    text = (resources.files("fxcompress.policies") / "presets" / f"{name}.yaml").read_text("utf-8")
+    return parse(text, f"preset {name}", builtin_only=builtin_only)
+
+
+def parse(text: str, name: str, *, builtin_only: bool = False, folder: Path | None = None) -> Policy:
+    """Return the policy that a text holds: JSON where `name` ends in .json, otherwise YAML.
+
+    `name` stands for the file in errors; relative paths in the text are meant from `folder`.
+    """
+    tree = _tree(text, name)
+    data = plain_tree(tree) if not name.endswith(".json") else json.loads(text)
+    if not isinstance(data, dict):
+        found = "empty" if data is None else f"a {type(data).__name__}"
+        raise PolicyError(f"{name}:1: a policy is a mapping with version, steps and search, but this is {found}")
     if folder is not None:
         _anchor_tables(data, folder)
     return _validated(data, tree, name, builtin_only)
+
+
+def _tree(text: str, name: str) -> Any:
+    """Return the text as ruamel's nodes, which remember their lines; JSON is YAML but for tabs."""
+    if name.endswith(".json"):
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PolicyError(f"{name}:{error.lineno}: not valid JSON: {error.msg}") from error
+        text = text.replace("\t", " ")
+    try:
+        return YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        said = " ".join(str(error.problem or error.context).split())
+        raise PolicyError(f"{name}{line}: not valid YAML: {said}") from error
+    except YAMLError as error:
+        raise PolicyError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _anchor_tables(data: dict[str, Any], folder: Path) -> None:
@@ -78,74 +105,7 @@ def _validated(data: dict[str, Any], tree: Any, name: str, builtin_only: bool) -
     try:
         policy = model.model_validate(data, context={"builtin_only": builtin_only})
     except ValidationError as error:
-        problems = [_describe(problem, tree, name) for problem in error.errors(include_url=False)]
+        problems = [describe(problem, tree, name) for problem in error.errors(include_url=False)]
         raise PolicyError("\n".join(dict.fromkeys(problems))) from None
-    _locate(policy, tree, name)
+    locate(policy, tree, name)
     return policy
-
-
-def _describe(problem: Any, tree: Any, name: str) -> str:
-    """Say one validation problem as `file:line: key: what is wrong`."""
-    key = problem.get("ctx", {}).get("key")
-    where, node, line = [], tree, _line_of(tree)
-    for part in (*problem["loc"], *([key] if key else [])):
-        inside = isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int)
-        if inside and (not isinstance(part, int) or part < len(node)):
-            line = _line_of(node, part) or line
-            node = node[part]
-            where.append(f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part))
-        elif problem["type"] == "missing" and part == problem["loc"][-1]:
-            where.append(f".{part}" if where else str(part))
-    place = f"{name}:{line}" if line else name
-    said = {"missing": "is required"}.get(problem["type"], problem["msg"])
-    for ours, theirs in (
-        ("should be", "Input should be"),
-        ("a list", "a valid tuple"),
-        ("a mapping", "a valid dictionary"),
-    ):
-        said = said.replace(theirs, ours)
-    standard = not any(word in problem["type"] for word in ("missing", "key", "kind", "name"))
-    got = f", not {_brief(node)}" if standard and where and problem["msg"].startswith("Input should") else ""
-    return f"{place}: {''.join(where) or 'policy'}: {said}{got}"
-
-
-def _brief(node: Any) -> str:
-    text = repr(_plain(node))
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _line_of(node: Any, key: Any = None) -> int | None:
-    if not isinstance(node, CommentedMap | CommentedSeq):
-        return None
-    if key is None:
-        return int(node.lc.line) + 1
-    position = node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key)
-    return int(position[0]) + 1
-
-
-def _locate(value: Any, tree: Any, name: str) -> None:
-    """Write on each part of the policy the line it was read from."""
-    if isinstance(value, Strict):
-        line = _line_of(tree)
-        value._at = f"{name}:{line}" if line else ""
-        for field in value.model_fields_set:
-            if isinstance(tree, dict) and field in tree:
-                _locate(getattr(value, field), tree[field], name)
-    elif isinstance(value, tuple) and isinstance(tree, list):
-        for item, node in zip(value, tree, strict=False):
-            _locate(item, node, name)
-    elif isinstance(value, dict) and isinstance(tree, dict):
-        for key in value.keys() & tree.keys():
-            _locate(value[key], tree[key], name)
-
-
-def _plain(node: Any) -> Any:
-    """Turn ruamel's nodes, which remember their place, into ordinary Python values."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node

@@ -2,11 +2,10 @@
 
 import fnmatch
 import glob
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Generic, NamedTuple, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from fxcompress.errors import PolicyError
 from fxcompress.policies.base import Strict, nearest
@@ -21,12 +20,12 @@ class Subject(NamedTuple):
 
 
 class Select(Strict):
-    """Which layers: globs on qualified names, and operator kinds; both must hold. Empty selects each with a weight."""
+    """Which layers: globs on qualified names, and on operator kinds; both must hold. All with a weight by default."""
 
-    names: Annotated[tuple[str, ...], Field(min_length=1, description="Globs on qualified names, e.g. layer1.*")] = (
-        "*",
-    )
-    ops: Annotated[tuple[str, ...], Field(description="Globs on operator kinds, e.g. conv2d, linear, conv*")] = ()
+    names: Annotated[
+        tuple[str, ...], Field(min_length=1, description="Globs on qualified names such as layer1.*")
+    ] = ("*",)
+    ops: Annotated[tuple[str, ...], Field(description="Globs on operator kinds such as conv2d, linear, conv*")] = ()
 
     def matches(self, subject: Subject) -> bool:
         """Return whether the operator is meant; without `ops`, operators without a weight are not."""
@@ -37,7 +36,7 @@ class Select(Strict):
 class Rule(Strict):
     """One line of a step: a selection and what it states."""
 
-    select: Select = Select()
+    select: Annotated[Select, Field(description="Which layers; all with a weight when it is left out")] = Select()
 
     def merged(self, later: Self) -> Self:
         """Return what this rule and a later one say together; what the later does not state stays."""
@@ -48,8 +47,9 @@ def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     result = dict(earlier)
     for field, value in later.items():
         before = earlier.get(field)
-        both = field != "select" and isinstance(value, Strict) and type(before) is type(value)
-        result[field] = type(value).model_validate(_merge(before.stated(), value.stated())) if both else value
+        if field != "select" and isinstance(value, Strict) and isinstance(before, type(value)):
+            value = type(value).model_validate(_merge(before.stated(), value.stated()))
+        result[field] = value
     return result
 
 
@@ -112,26 +112,3 @@ def exactly(name: str) -> str:
 def is_open(value: Any) -> bool:
     """Return whether a field holds a list of options for the solver, not one value."""
     return isinstance(value, tuple)
-
-
-def open_to(check: Callable[[Any], Any], schema: dict[str, Any]) -> Any:
-    """Return the type of a field that takes one value, or a list of two or more for the solver to choose from.
-
-    `check` returns the value or raises ValueError with what would be accepted.
-    """
-
-    def validate(value: Any) -> Any:
-        try:
-            if not isinstance(value, list | tuple):
-                return check(value)
-            options = tuple(check(option) for option in value)
-        except ValueError as error:
-            raise PydanticCustomError("value", "{reason}", {"reason": str(error)}) from None
-        if len(set(options)) < 2 or len(set(options)) < len(options):
-            raise PydanticCustomError(
-                "options", "a list offers two or more different options; write one value plainly", {}
-            )
-        return options
-
-    several = {"type": "array", "items": schema, "minItems": 2, "uniqueItems": True}
-    return Annotated[Any, BeforeValidator(validate), WithJsonSchema({"anyOf": [schema, several]})]

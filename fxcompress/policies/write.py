@@ -2,9 +2,9 @@
 
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -25,25 +25,29 @@ def _flow(value: Any, depth: int = 0) -> Any:
     """Lay the tree out: the upper levels as blocks, leaves such as `{bits: 4, per: channel}` on one line."""
     if isinstance(value, dict):
         node = CommentedMap({key: _flow(item, depth + 1) for key, item in value.items()})
-        if all(not isinstance(item, dict | list) or not item for item in value.values()) and depth >= 4 and value:
+        if depth >= 4 and value and all(map(_fits_a_line, value.values())):
             node.fa.set_flow_style()
         return node
     if isinstance(value, list):
         seq = CommentedSeq([_flow(item, depth + 1) for item in value])
-        if all(not isinstance(item, dict | list) for item in value):
+        if _fits_a_line(value):
             seq.fa.set_flow_style()
         return seq
     return value
 
 
+def _fits_a_line(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value == {} or not (isinstance(value, dict) or any(isinstance(part, dict | list) for part in parts))
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole or not at all: to a temporary name beside it, then rename."""
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        temporary.write_text(text, "utf-8")  # not mkstemp, whose files nobody else may read
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise

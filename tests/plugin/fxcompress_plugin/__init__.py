@@ -66,6 +66,9 @@ def weight_bits(gm: fx.GraphModule, layer: Layer, option: Any, *, each: int = 1)
 
 def cheapest(problem: Problem) -> Allocation:
     """Take the cheapest option of each decision."""
-    chosen = {d.name: min(range(len(d.options)), key=lambda o: sum(c[o] for c in d.costs.values())) for d in problem.decisions}
+    chosen = {
+        d.name: min(range(len(d.options)), key=lambda o: sum(c[o] for c in d.costs.values()))
+        for d in problem.decisions
+    }
     loss = problem.loss_of(chosen)
     return Allocation(chosen, loss, min(0.0, loss), problem.costs_of(chosen), "feasible")

@@ -1,0 +1,59 @@
+"""Comparison of a graph with the model that it was captured from, on the example inputs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError
+from fxcompress.graph.inputs import Arguments
+
+_TOLERANCE = 1e-4  # of an output's largest value; a graph that computes something else is far above
+
+
+@torch.no_grad()
+def run(module: nn.Module, arguments: Arguments) -> Any:
+    """Return what a module computes on copies of the arguments, from one random seed; its buffers stay unchanged."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(arguments))
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    devices = {tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        result = module(*args, **kwargs)
+    for buffer, value in before:
+        if not torch.equal(buffer, value):
+            buffer.copy_(value)
+    return result
+
+
+def refuse_difference(expected: Any, found: Any, name: str) -> None:
+    """Raise CaptureError naming the first output in which the graph and the model `name` differ."""
+    wanted, structure = pytree.tree_flatten(expected)
+    got, other = pytree.tree_flatten(found)
+    if structure != other:
+        raise CaptureError(f"the graph of {name} returns {other}, the model returns {structure}")
+    for index, (a, b) in enumerate(zip(wanted, got, strict=True)):
+        if difference := _difference(a, b):
+            raise CaptureError(
+                f"the graph of {name} does not compute what the model does: output {index} {difference}"
+            )
+
+
+def _difference(a: Any, b: Any) -> str:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return "" if isinstance(a, Tensor) == isinstance(b, Tensor) and a == b else f"is {b!r}, not {a!r}"
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return f"is {_kind(b)}, not {_kind(a)}"
+    if not a.is_floating_point() and not a.is_complex():
+        return "" if torch.equal(a, b) else "differs"
+    finite = a.isfinite()
+    largest = a[finite].abs().max().item() if finite.any() else 0.0
+    tolerance = max(_TOLERANCE, 4 * torch.finfo(a.dtype).eps) * largest
+    if torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True):
+        return ""
+    return f"differs by {(a - b).abs().max().item():.3g} where its largest value is {largest:.3g}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -1,0 +1,66 @@
+"""Train and eval mode: running in eval mode for a while, and observing which code asks for the mode."""
+
+import linecache
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and each of its modules back into its own mode afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+class Mode(int):
+    """What `self.training` is while a model is traced: false, noting in `asked` each line that branches on it."""
+
+    asked: dict[str, str]
+
+    def __new__(cls, asked: dict[str, str]) -> "Mode":
+        mode = super().__new__(cls, 0)
+        mode.asked = asked
+        return mode
+
+    def __bool__(self) -> bool:
+        frame = sys._getframe(1)
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        self.asked[f"{file}:{line}"] = linecache.getline(file, line).strip()
+        return False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Mode":
+        return self
+
+
+class FollowsMode(nn.Module):
+    """Call a function with the mode, in the place of the arguments at some positions or of some keywords."""
+
+    def __init__(self, function: Any, positions: Sequence[int], keywords: Sequence[str]) -> None:
+        super().__init__()
+        self.function, self.positions, self.keywords = function, tuple(positions), tuple(keywords)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(self.training if index in self.positions else value for index, value in enumerate(args))
+        return self.function(*args, **kwargs | dict.fromkeys(self.keywords, self.training))
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+
+@contextmanager
+def observed_mode(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Put a Mode in the place of `training` in each module; yields the lines that branch on it, by `file:line`."""
+    asked: dict[str, str] = {}
+    with eval_mode(model):
+        for module in model.modules():
+            module.training = Mode(asked)  # type: ignore[assignment]
+        yield asked

@@ -1,0 +1,60 @@
+"""The normal form: one spelling for each operator, each node a value of its own, nothing frozen in eval mode."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxcompress.graph.inplace import remove_inplace
+from fxcompress.graph.mode import FollowsMode, Mode
+from fxcompress.graph.operators import normalize_call
+from fxcompress.graph.scalars import scalars
+
+_DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+}
+
+
+def normalize(gm: fx.GraphModule) -> None:
+    """Bring a traced graph into the normal form.
+
+    Raises CaptureError for an in-place operation on memory that is read elsewhere.
+    """
+    plain = scalars(gm.graph)
+    state_changes = remove_inplace(gm, plain)
+    for node in list(gm.graph.nodes):
+        if any(isinstance(value, Mode) for value in (*node.args, *node.kwargs.values())):
+            _call_as_module(gm, node)
+            continue
+        if node.kwargs.get("inplace") is False:
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+        if node not in plain:
+            normalize_call(node)
+    gm.graph.eliminate_dead_code(lambda node: node.is_impure() or node in state_changes)
+    gm.recompile()
+
+
+def _call_as_module(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Turn a function with `training=self.training`, which tracing freezes in eval mode, into a module."""
+    name = node.name
+    while hasattr(gm, name):
+        name += "_"
+    if node.target in _DROPOUT:
+        given = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | node.kwargs
+        module, node.args, node.kwargs = _DROPOUT[node.target](given.get("p", 0.5)), (given["input"],), {}
+    else:
+        positions = [index for index, value in enumerate(node.args) if isinstance(value, Mode)]
+        keywords = [keyword for keyword, value in node.kwargs.items() if isinstance(value, Mode)]
+        module = FollowsMode(node.target, positions, keywords)
+        node.args = tuple(False if isinstance(value, Mode) else value for value in node.args)
+        node.kwargs = {key: False if isinstance(value, Mode) else value for key, value in node.kwargs.items()}
+    gm.add_submodule(name, module.train(gm.training))
+    node.op, node.target = "call_module", name

@@ -1,0 +1,116 @@
+"""How each layer of a graph would run, for any way to take its open Choices."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+
+from fxcompress.graph import Layer, layers
+from fxcompress.graph.edit import constant_value, inserted, module_of, tensor_under
+from fxcompress.graph.shapes import Shapes, macs
+from fxcompress.nn import Choice, Mask, Quantizer
+
+Picks = Mapping[str, str]  # the option taken, by the name of the Choice
+
+
+@dataclass(frozen=True)
+class LayerOption:
+    """How a layer would run: its precisions (None is float), the share of zeros in its weight, and its work.
+
+    `weight_shape` is None for an operator without a weight. `macs` (of all calls together) and `input_shapes` (of the
+    first argument, for each call) are None where no example inputs were given.
+    """
+
+    weight: Quantizer | None = None
+    input: Quantizer | None = None
+    sparsity: float = 0.0
+    weight_shape: tuple[int, ...] | None = None
+    macs: int | None = None
+    input_shapes: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight, 32 for float."""
+        return 32 if self.weight is None else self.weight.bits
+
+    @property
+    def input_bits(self) -> int:
+        """Bits of an input, 32 for float."""
+        return 32 if self.input is None else self.input.bits
+
+
+Fields = Mapping[str, Any]  # fields of a LayerOption
+
+
+class _Stage(NamedTuple):
+    """A module on an edge of a layer: the fields that it decides, by label; decided ones stand under None."""
+
+    choice: str | None
+    fields: Mapping[str | None, Fields]
+
+
+class Surveyed(NamedTuple):
+    """A layer with all that says how it runs: the modules on its edges, and the fields that no Choice changes."""
+
+    layer: Layer
+    stages: tuple[_Stage, ...]
+    always: Fields
+
+    def option(self, picks: Picks) -> LayerOption:
+        """Return how the layer runs with open Choices taken as `picks` says; the others are float and dense."""
+        fields: dict[str, Any] = {}
+        for stage in self.stages:
+            fields |= stage.fields.get(None if stage.choice is None else picks.get(stage.choice), {})
+        return LayerOption(**fields, **self.always)
+
+    @property
+    def untouched(self) -> LayerOption:
+        """How the layer runs in float and dense."""
+        return LayerOption(**self.always)
+
+
+Survey = dict[str, Surveyed]
+
+
+def survey(gm: fx.GraphModule, shapes: Shapes | None) -> Survey:
+    """Return each layer of the graph with what says how it runs, by name in graph order."""
+    found = {}
+    for layer in layers(gm):
+        stages = [_stage(gm, node, "weight") for edge in layer.weight_edges() for node in _inserted_on(gm, edge)]
+        stages += [_stage(gm, node, "input") for edge in layer.input_edges()[:1] for node in _inserted_on(gm, edge)]
+        found[layer.name] = Surveyed(layer, tuple(stages), _always(gm, layer, shapes))
+    return found
+
+
+def _always(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> Fields:
+    weight = None
+    if layer.weight is not None:
+        weight = tuple(constant_value(gm, tensor_under(gm, layer.weight_edges()[0])).shape)
+    if shapes is None:
+        return {"weight_shape": weight}
+    first: list[Any] = [call.args[0] for call in layer.calls]
+    flowing = tuple(shapes.get(argument, ()) for argument in first)
+    return {"weight_shape": weight, "macs": macs(gm, layer, shapes), "input_shapes": flowing}
+
+
+def _inserted_on(gm: fx.GraphModule, edge: Any) -> list[fx.Node]:
+    """Return the nodes of the modules that passes put on an edge, the one nearest to its end first."""
+    found = []
+    while inserted(gm, edge):
+        found.append(edge)
+        edge = edge.args[0]
+    return found
+
+
+def _stage(gm: fx.GraphModule, node: fx.Node, on: str) -> _Stage:
+    module = module_of(gm, node)
+    if isinstance(module, Choice):
+        return _Stage(str(node.target), {label: _fields(option, on) for label, option in module.options.items()})
+    return _Stage(None, {None: _fields(module, on)})
+
+
+def _fields(module: nn.Module | None, on: str) -> Fields:
+    if isinstance(module, Quantizer):
+        return {on: module}
+    return {"sparsity": module.sparsity} if isinstance(module, Mask) else {}
