@@ -6,8 +6,9 @@ from fxcompress.lowering.lowered import Lowered, lower
 from fxcompress.pipeline import plan, transform
 from fxcompress.policies import Plan, Policy
 from fxcompress.reporting.report import Report, report
-from fxcompress.version import VERSION as __version__
+from fxcompress.version import VERSION
 
+__version__ = VERSION
 __all__ = [
     "Lowered",
     "Plan",

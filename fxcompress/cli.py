@@ -17,6 +17,7 @@ from fxcompress.graph import capture
 from fxcompress.graph.inputs import examples
 from fxcompress.lowering.lowered import lower as lower_model
 from fxcompress.policies import Plan, Policy, RuleStep, read, show
+from fxcompress.policies import schema as policy_schema
 from fxcompress.policies.reference import is_dotted, load_attribute
 from fxcompress.reporting.report import report as make_report
 from fxcompress.version import VERSION
@@ -37,9 +38,14 @@ class _Group(TyperGroup):
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
-PolicyArgument = Annotated[str, typer.Argument(help="A policy or plan (.yaml, .json), or a preset's name such as w8a8.")]
+PolicyArgument = Annotated[
+    str, typer.Argument(help="A policy or plan (.yaml, .json), or a preset's name such as w8a8.")
+]
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="The float model: `package.module:name`, a module or a function that makes one.")
+    str,
+    typer.Option(
+        "--model", "-m", help="The float model: `package.module:name`, a module or a function that makes one."
+    ),
 ]
 OptionalModel = Annotated[str | None, typer.Option("--model", "-m", help="A float model to check the rules against.")]
 DataOption = Annotated[
@@ -50,7 +56,8 @@ LossOption = Annotated[
 ]
 InputsOption = Annotated[str | None, typer.Option("--inputs", "-i", help="Example inputs: `package.module:name`.")]
 BudgetOption = Annotated[
-    list[str] | None, typer.Option("--budget", "-b", help="Replace a budget of the policy, e.g. `size=20%`. Repeatable.")
+    list[str] | None,
+    typer.Option("--budget", "-b", help="Replace a budget of the policy, e.g. `size=20%`. Repeatable."),
 ]
 BuiltinOnly = Annotated[
     bool, typer.Option("--builtin-only", help="Refuse names of the form package.module:attribute, which run code.")
@@ -78,7 +85,9 @@ def check(policy: PolicyArgument, model: OptionalModel = None, builtin_only: Bui
     Example: `fxcompress check mixed.yaml --model mypackage.models:resnet`
     """
     wanted = read(policy, builtin_only=builtin_only)
-    _out.print(f"{policy}: {'a plan' if isinstance(wanted, Plan) else 'a policy'} with {len(wanted.steps)} steps, valid")
+    _out.print(
+        f"{policy}: {'a plan' if isinstance(wanted, Plan) else 'a policy'} with {len(wanted.steps)} steps, valid"
+    )
     if model is not None:
         gm = capture(_model(model))
         matched = pipeline.run(wanted.steps, gm)
@@ -148,7 +157,9 @@ def lower(
     small = checkpoint.load(directory, _model(model))
     known = examples(small, _value(inputs), _value(data)).inputs
     if known is None:
-        raise PolicyError("lower runs the model once: pass --inputs package.module:name or --data package.module:name")
+        raise PolicyError(
+            "lower runs the model once: pass --inputs package.module:name or --data package.module:name"
+        )
     lowered = lower_model(small, output, known, max_difference=max_difference)
     _out.print(
         f"wrote {output}: {show('size', lowered.bytes)}, of it weights {show('size', lowered.weight_bytes)}, opset "
@@ -179,14 +190,16 @@ def schema() -> None:
 
     Example: `fxcompress schema > policy.schema.json`
     """
-    print(json.dumps(Policy.model_json_schema(), indent=2))
+    print(json.dumps(policy_schema(), indent=2))
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files it writes.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files it writes.")] = Path(
+        "demo-output"
+    ),
 ) -> None:
-    """Train a small ResNet on handwritten digits, compress it, run it in ONNX Runtime and compare. Takes two minutes."""
+    """Train a small ResNet on handwritten digits, compress it, run it in ONNX Runtime and compare (one minute)."""
     from fxcompress.demo.run import run
 
     run(output, _out)
@@ -220,7 +233,9 @@ def _value(name: str | None) -> Any:
 def _model(name: str) -> nn.Module:
     value = _value(name)
     if not isinstance(value, nn.Module):
-        raise PolicyError(f"--model {name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one")
+        raise PolicyError(
+            f"--model {name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one"
+        )
     return value
 
 

@@ -13,12 +13,12 @@ from fxcompress.measure.calibrate import calibrate
 from fxcompress.measure.hessian import Loss
 from fxcompress.passes import apply
 from fxcompress.passes.apply import select
-from fxcompress.policies import Plan, Policy, RuleStep, Step, read
-from fxcompress.policies.rules import Matched
+from fxcompress.planning.decide import decide
 from fxcompress.planning.holder import hold
 from fxcompress.planning.lock import lock
-from fxcompress.planning.decide import decide
 from fxcompress.planning.prices import float_prices
+from fxcompress.policies import Plan, Policy, RuleStep, Step, read
+from fxcompress.policies.rules import Matched
 
 AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
 
@@ -34,9 +34,9 @@ def transform(
     """Return a compressed copy of `model` as the policy or plan says; `model` is not changed.
 
     `policy` is a preset's name, a file, a mapping, a Policy, or a Plan, which is applied without measuring again.
-    `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` any iterable
-    of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. The result is called,
-    trained, moved and saved like the original, under the original parameter names.
+    `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` is any
+    iterable of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. The result
+    is called, trained, moved and saved like the original, under the original parameter names.
     Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
     """
     wanted = read(policy)

@@ -77,5 +77,7 @@ def _table(rows: list[Row]) -> Table:
     for row in rows:
         low = row.lowered
         latency = f"{low.engine.time(torch.randn(1, 1, 16, 16), runs=200).median * 1e3:.2f} ms"
-        table.add_row(row.name, f"{row.accuracy:.2%}", show("size", low.bytes), show("size", low.weight_bytes), latency)
+        table.add_row(
+            row.name, f"{row.accuracy:.2%}", show("size", low.bytes), show("size", low.weight_bytes), latency
+        )
     return table

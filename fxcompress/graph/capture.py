@@ -12,10 +12,10 @@ from torch import fx, nn
 from fxcompress.errors import CaptureError
 from fxcompress.graph.compare import refuse_difference, run
 from fxcompress.graph.inputs import Arguments, as_arguments
-from fxcompress.graph.mode import eval_mode, observed_mode
+from fxcompress.graph.mode import eval_mode, observed_mode, takes_only_bool
 from fxcompress.graph.module import CapturedModule, module_around
 from fxcompress.graph.normalize import normalize
-from fxcompress.graph.symbolic import trace
+from fxcompress.graph.symbolic import trace, user_line
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
@@ -38,13 +38,22 @@ def capture(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     arguments = None if example_inputs is None else as_arguments(example_inputs)
     with eval_mode(private):
         expected = arguments and _run(private, arguments, name)
-    with observed_mode(private) as asked:
-        graph = trace(private, _fixed_arguments(private, arguments))
+    fixed = _fixed_arguments(private, arguments)
+    try:
+        with observed_mode(private) as asked:
+            graph = trace(private, fixed)
+    except CaptureError as error:
+        if not takes_only_bool(error.__cause__):
+            raise
+        private, asked = _copy(model), dict([user_line(error.__cause__)])
+        with eval_mode(private):
+            graph = trace(private, fixed)
     gm = module_around(graph, private, name)
     normalize(gm)
     if asked:
-        lines = ", ".join(f"{place} ({line})" for place, line in asked.items())
-        warnings.warn(f"{name} asks for its mode at {lines}; its graph always does what eval mode does", stacklevel=2)
+        lines = ", ".join(f"{place} ({line})" for place, line in list(asked.items())[:3])
+        lines += f" and {len(asked) - 3} more" if len(asked) > 3 else ""
+        warnings.warn(f"{name} asks for its mode at {lines}: its graph holds what eval mode does", stacklevel=2)
     if arguments is not None:
         with eval_mode(gm):
             refuse_difference(expected, _run(gm, arguments, f"the graph of {name}"), name)

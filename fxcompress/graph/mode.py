@@ -4,7 +4,7 @@ import linecache
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -54,6 +54,11 @@ class FollowsMode(nn.Module):
 
     def extra_repr(self) -> str:
         return getattr(self.function, "__name__", str(self.function))
+
+
+def takes_only_bool(error: BaseException | None) -> TypeGuard[TypeError]:
+    """Return whether an error comes from a function in C that takes the mode and accepts nothing but a bool."""
+    return isinstance(error, TypeError) and f"must be bool, not {Mode.__name__}" in str(error)
 
 
 @contextmanager

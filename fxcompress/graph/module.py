@@ -10,13 +10,13 @@ from fxcompress.errors import CaptureError
 
 
 class CapturedModule(fx.GraphModule):
-    """A GraphModule in normal form, whose copies keep the order of its state and what of it is not saved."""
+    """A GraphModule in normal form, whose copies keep the order, ties and persistence of its state."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
         new = super().__deepcopy__(memo)
         assert isinstance(new, CapturedModule)
         for kind in ("_parameters", "_buffers", "_modules"):
-            held = {name: getattr(new, kind).get(name) for name in getattr(self, kind)}
+            held = {name: memo.get(id(part)) for name, part in getattr(self, kind).items()}
             getattr(new, kind).clear()
             getattr(new, kind).update(held)
         new._non_persistent_buffers_set = copy.copy(self._non_persistent_buffers_set)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -19,7 +18,6 @@ _DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
     F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    torch.dropout: nn.Dropout,
 }
 
 

@@ -23,7 +23,8 @@ class Operator:
     `functions` are its spellings as functions or names of methods; the first is the one in the normal form.
     `arguments` are its positional parameters in order with their defaults. `inputs` and `weight` are positions in it:
     tensors that flow in, and the weight. `out_axis` is the axis of the weight that holds output channels. `macs`
-    counts multiply-accumulates from the shapes of first input, weight and output.
+    counts multiply-accumulates from the shapes of first input, weight and output. `integer` says that engines run it
+    in integers where weight and input are quantized.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Operator:
     weight: int | None = None
     out_axis: int = 0
     macs: Callable[[Shape, Shape, Shape], int] = lambda input, weight, output: 0
+    integer: bool = False
 
     @property
     def bias(self) -> int | None:
@@ -49,7 +51,7 @@ def _per_input(input: Shape, weight: Shape, output: Shape) -> int:
 
 
 def _convolution(kind: str, *functions: Callable[..., Any]) -> Operator:
-    return Operator(kind, functions, {"input": ..., "weight": ...} | _CONVOLUTION, (0,), 1, 0, _per_output)
+    return Operator(kind, functions, {"input": ..., "weight": ...} | _CONVOLUTION, (0,), 1, 0, _per_output, True)
 
 
 def _transposed(kind: str, *functions: Callable[..., Any]) -> Operator:
@@ -63,7 +65,7 @@ OPERATORS = (
     _transposed("conv_transpose1d", F.conv_transpose1d, torch.conv_transpose1d),
     _transposed("conv_transpose2d", F.conv_transpose2d, torch.conv_transpose2d),
     _transposed("conv_transpose3d", F.conv_transpose3d, torch.conv_transpose3d),
-    Operator("linear", (F.linear,), {"input": ..., "weight": ..., "bias": None}, (0,), 1, 0, _per_output),
+    Operator("linear", (F.linear,), {"input": ..., "weight": ..., "bias": None}, (0,), 1, 0, _per_output, True),
     Operator("embedding", (F.embedding,), {"input": ..., "weight": ...} | _EMBEDDING, (), 1, 0),
     Operator("add", (torch.add, operator.add, "add"), {"input": ..., "other": ...}, (0, 1)),
 )

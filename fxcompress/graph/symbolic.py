@@ -142,8 +142,10 @@ def trace(model: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
         raise
     except Exception as error:
         module = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
+        place, line = user_line(error)
+        where = f" at {place} ({line})" if place else ""
         raise CaptureError(
-            f"{type(model).__name__} cannot be traced{module}{_user_line(error)}: {' '.join(str(error).split())}"
+            f"{type(model).__name__} cannot be traced{module}{where}: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -174,7 +176,8 @@ def _take_back_buffers(path: str, module: nn.Module, before: Mapping[str, Tensor
         module._buffers[name] = tensor
 
 
-def _user_line(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+def user_line(error: BaseException) -> tuple[str, str]:
+    """Return the last line of the user's own code that an error came through, as `file:line` and its text, or ''."""
+    traced = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traced if not frame.filename.startswith(_NOT_THE_USERS)]
+    return (f"{frames[-1].filename}:{frames[-1].lineno}", frames[-1].line or "") if frames else ("", "")

@@ -12,8 +12,6 @@ from fxcompress.graph.operators import operator_of
 from fxcompress.lowering.clamps import clamp_bounds
 from fxcompress.nn import Quantizer
 
-_KINDS = ("conv1d", "conv2d", "conv3d", "linear")  # what ONNX Runtime has integer kernels for
-
 # Operators that only move values: ONNX Runtime moves a DequantizeLinear through them.
 _MOVES = {
     *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
@@ -56,7 +54,7 @@ def integer_calls(gm: fx.GraphModule) -> dict[fx.Node, IntegerCall]:
     found = {}
     for node in gm.graph.nodes:
         operator = operator_of(node)
-        if operator is None or operator.kind not in _KINDS:
+        if operator is None or not operator.integer:
             continue
         source, weight, bias = node.args[:3]
         grid, input_grid = quantizer_under(gm, weight), _quantizer_before(gm, source)

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import NotReadyError
 from fxcompress.graph import Layer, layers
-from fxcompress.graph.edit import constant_value, get_tensor, is_constant, module_of, tensor_under
+from fxcompress.graph.edit import constant_value, get_tensor, is_constant, module_of
 from fxcompress.measure.decisions import choice_of
 from fxcompress.measure.latency import Row, Table, flat, look_up
 from fxcompress.measure.options import LayerOption, Picks
@@ -22,8 +22,8 @@ CostModel = Callable[..., int]
 def size(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
     """Return the bytes of a layer in the exported file: packed weight, scales, zero points and bias.
 
-    A tied weight counts at its first layer; what a batch norm was folded into is a weight of its own. Zeros take the
-    same room as other values.
+    The bias of a layer that runs in integers is an int32 with a scale for each channel. A tied weight counts at its
+    first layer; what a batch norm was folded into is a weight of its own. Zeros take the same room as other values.
     """
     total = 0
     if option.weight_shape is not None:
@@ -32,22 +32,20 @@ def size(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
             stored = count * _FLOAT_BYTES
         else:
             stored = packed_bytes(count, option.weight.bits) + quantizer_bytes(option.weight)
-        total += stored * _own_weights(gm, layer)
+        total += stored * option.stored_weights
+    in_integers = layer.operator.integer and option.weight is not None and option.input is not None
+    bias_bytes = 2 * _FLOAT_BYTES if in_integers else _FLOAT_BYTES
     for edge in layer.bias_edges():
-        total += constant_value(gm, edge).numel() * _FLOAT_BYTES if is_constant(gm, edge) else 0
+        total += constant_value(gm, edge).numel() * bias_bytes if is_constant(gm, edge) else 0
     return total
 
 
-def _own_weights(gm: fx.GraphModule, layer: Layer) -> int:
-    """Return how many weights are stored for a layer: two where it is folded with two norms, none if it is tied."""
-    tensors = [tensor_under(gm, edge) for edge in layer.weight_edges()]
-    plain = any(tensor.op == "get_attr" for tensor in tensors) and not layer.tied
-    return plain + sum(tensor.op != "get_attr" for tensor in tensors)
-
-
 def quantizer_bytes(quantizer: Quantizer) -> int:
-    """Return the bytes that a quantizer's scales and zero points take in the exported file."""
-    return quantizer.scale.numel() * (_FLOAT_BYTES + 1)
+    """Return the bytes that a quantizer's scales and zero points take in the exported file.
+
+    The zero points of symmetric quantizers are all alike and stored once, which is not counted.
+    """
+    return quantizer.scale.numel() * (_FLOAT_BYTES + (0 if quantizer.symmetric else 1))
 
 
 def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:

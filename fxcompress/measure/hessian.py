@@ -62,6 +62,8 @@ def hessian_trace(
             f"search.sensitivity hessian_trace needs {missing}: pass data=loader with (input, label) batches and "
             "loss=F.cross_entropy or your own loss(output, label)"
         )
+    if not decisions:
+        return []
     some = list(itertools.islice(batches(gm, data, positional), min(probes, _MOST_BATCHES)))
     if not some:
         raise NotReadyError("search.sensitivity hessian_trace needs data, but `data` yielded no batch")
@@ -130,7 +132,7 @@ def _entering(gm: fx.GraphModule, chains: Sequence[Run]) -> Iterator[dict[Run, T
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if chain not in entered:  # a tied weight enters twice and is one tensor
                 # a view: the same tensor may go elsewhere too, past the chain
-                own = output if output.requires_grad else output.detach().requires_grad_()
+                own = output.view_as(output) if output.requires_grad else output.detach().requires_grad_()
                 entered[chain] = own
             return entered[chain]
 

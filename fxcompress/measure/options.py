@@ -18,14 +18,16 @@ Picks = Mapping[str, str]  # the option taken, by the name of the Choice
 class LayerOption:
     """How a layer would run: its precisions (None is float), the share of zeros in its weight, and its work.
 
-    `weight_shape` is None for an operator without a weight. `macs` (of all calls together) and `input_shapes` (of the
-    first argument, for each call) are None where no example inputs were given.
+    `weight_shape` is None for an operator without a weight. `stored_weights` is how many are stored for the layer:
+    two where it is folded with two norms, none where an earlier layer has the same. `macs` (of all calls together)
+    and `input_shapes` (of the first argument, for each call) are None where no example inputs were given.
     """
 
     weight: Quantizer | None = None
     input: Quantizer | None = None
     sparsity: float = 0.0
     weight_shape: tuple[int, ...] | None = None
+    stored_weights: int = 0
     macs: int | None = None
     input_shapes: tuple[tuple[int, ...], ...] | None = None
 
@@ -75,23 +77,37 @@ Survey = dict[str, Surveyed]
 
 def survey(gm: fx.GraphModule, shapes: Shapes | None) -> Survey:
     """Return each layer of the graph with what says how it runs, by name in graph order."""
-    found = {}
+    found: Survey = {}
+    plain: set[str] = set()
     for layer in layers(gm):
         stages = [_stage(gm, node, "weight") for edge in layer.weight_edges() for node in _inserted_on(gm, edge)]
         stages += [_stage(gm, node, "input") for edge in layer.input_edges()[:1] for node in _inserted_on(gm, edge)]
-        found[layer.name] = Surveyed(layer, tuple(stages), _always(gm, layer, shapes))
+        always = _weight(gm, layer, plain) | _work(gm, layer, shapes)
+        found[layer.name] = Surveyed(layer, tuple(stages), always)
     return found
 
 
-def _always(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> Fields:
-    weight = None
-    if layer.weight is not None:
-        weight = tuple(constant_value(gm, tensor_under(gm, layer.weight_edges()[0])).shape)
+def _weight(gm: fx.GraphModule, layer: Layer, plain: set[str]) -> dict[str, Any]:
+    """Return shape and number of the weights stored for a layer; `plain` collects those stored as they are."""
+    if layer.owner is None:
+        return {}
+    tensors = {tensor_under(gm, edge) for edge in layer.weight_edges()}
+    computed = [tensor for tensor in tensors if tensor.op != "get_attr"]
+    first_plain = len(computed) < len(tensors) and layer.owner not in plain
+    if first_plain:
+        plain.add(layer.owner)
+    shape = tuple(constant_value(gm, tensors.pop()).shape)
+    return {"weight_shape": shape, "stored_weights": len(computed) + first_plain}
+
+
+def _work(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> dict[str, Any]:
     if shapes is None:
-        return {"weight_shape": weight}
+        return {}
     first: list[Any] = [call.args[0] for call in layer.calls]
-    flowing = tuple(shapes.get(argument, ()) for argument in first)
-    return {"weight_shape": weight, "macs": macs(gm, layer, shapes), "input_shapes": flowing}
+    return {
+        "macs": macs(gm, layer, shapes),
+        "input_shapes": tuple(shapes.get(argument, ()) for argument in first),
+    }
 
 
 def _inserted_on(gm: fx.GraphModule, edge: Any) -> list[fx.Node]:

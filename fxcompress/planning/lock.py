@@ -151,7 +151,7 @@ def _row(one: Surveyed, option: LayerOption, size: Price, bops: Price | None, re
     return LayerRecord(
         name=layer.name,
         kind=layer.kind,
-        parameters=0 if layer.tied else prod(option.weight_shape or ()),
+        parameters=prod(option.weight_shape or ()) if option.stored_weights else 0,
         decision=_describe(option),
         sparsity=round(option.sparsity, 6),
         size=size.layer(layer, option),

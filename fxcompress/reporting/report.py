@@ -15,7 +15,6 @@ from fxcompress.planning.holder import plan_of
 from fxcompress.policies import Plan, read, show
 from fxcompress.policies.policy import LayerRecord, Record, Totals
 
-
 _WIDE = 160  # from this width on the reason stands in the table, else below it
 
 

@@ -72,14 +72,20 @@ def test_size_quantized():
         {"select": {"names": ["fc"]}, "weight": {"per": "tensor"}},
     )
     gm = stepped(Net(), quantize(*rules))
-    # 216 weights of 3 bits are 81 bytes, 8 scales take 4 + 1; 1280 weights are 480 bytes, one scale
-    assert prices(gm, size) == {"conv": 81 + 40, "fc": 480 + 5 + 40, "add": 0}
+    # 216 weights of 3 bits are 81 bytes, with 8 scales; 1280 are 480 bytes, with one; ten int32 biases, a scale each
+    assert prices(gm, size) == {"conv": 81 + 8 * 4, "fc": 480 + 4 + 10 * 8, "add": 0}
     assert rest_size(gm) == 128 + 2 * 5  # two inputs have a scale and a zero point each
+
+
+@pytest.mark.parametrize(("symmetric", "zero_points"), [(True, 0), (False, 8)])
+def test_zero_points(symmetric, zero_points):
+    rule = {"select": {"names": ["conv"]}, "weight": {"bits": 8, "symmetric": symmetric}}
+    assert prices(stepped(Net(), quantize(rule)), size)["conv"] == 216 + 8 * 4 + zero_points
 
 
 def test_size_rounds_up_to_whole_bytes():
     gm = stepped(nn.Sequential(nn.Linear(3, 1, bias=False)), quantize({"weight": {"bits": 3}}))
-    assert prices(gm, size) == {"0": 2 + 5}
+    assert prices(gm, size) == {"0": 2 + 4}
 
 
 def test_zeros_take_room():
@@ -106,6 +112,28 @@ def test_a_tied_weight_counts_once():
     assert rest_size(gm) == 16
 
 
+@pytest.mark.parametrize(("folded", "stored"), [((), 1), (("a",), 2), (("b",), 2), (("a", "b"), 2)])
+def test_a_tied_weight_that_is_folded_is_another(folded, stored):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(2, 2, bias=False)  # has the parameter's first name
+            self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+            self.unused.weight = self.a.weight = self.b.weight
+            self.norms = nn.ModuleDict({name: nn.BatchNorm1d(2) for name in folded})
+
+        def forward(self, x):
+            x = self.a(x)
+            if "a" in folded:
+                x = self.norms["a"](x)
+            x = self.b(x)
+            return self.norms["b"](x) if "b" in folded else x
+
+    gm = stepped(Net().eval(), FoldBatchNorm(), quantize({"weight": {"bits": 8}}))
+    assert sum(prices(gm, size).values()) == stored * (4 + 2 * 4) + len(folded) * 2 * 4
+    assert rest_size(gm) == 0
+
+
 class TwoNorms(nn.Module):
     """A convolution with two norms, a norm called twice."""
 
@@ -120,7 +148,7 @@ class TwoNorms(nn.Module):
 
 def test_a_weight_folded_twice_counts_twice():
     gm = stepped(TwoNorms().eval(), FoldBatchNorm(), quantize({"weight": {"bits": 8}}))
-    assert prices(gm, size) == {"conv": 2 * (4 + 2 * 5) + 2 * 2 * 4}
+    assert prices(gm, size) == {"conv": 2 * (4 + 2 * 4) + 2 * 2 * 4}
     assert rest_size(gm) == 4 * 2 * 4  # the norm that is called twice counts once
 
 
@@ -128,7 +156,7 @@ def test_a_grouped_transposed_convolution():
     model = nn.Sequential(nn.ConvTranspose1d(4, 6, 3, groups=2, bias=False), nn.BatchNorm1d(6)).eval()
     gm = stepped(model, FoldBatchNorm(), quantize({"weight": {"bits": 8}}))
     # 4 x 3 x 3 weights, scales along the axis of 6 / 2 channels, 6 biases
-    assert prices(gm, size) == {"0": 36 + 3 * 5 + 24}
+    assert prices(gm, size) == {"0": 36 + 3 * 4 + 24}
     assert prices(gm, bops, x=torch.zeros(1, 4, 5)) == {"0": 5 * 36 * 8 * 32}
 
 

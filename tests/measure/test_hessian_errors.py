@@ -68,6 +68,10 @@ def test_a_loss_without_a_second_derivative(gm, batch):
         hessian_trace(gm, decisions(gm), [batch], lambda output, y: (0 * output).square().sum().sqrt())
 
 
+def test_nothing_to_decide(gm, batch):
+    assert hessian_trace(gm, [], [batch], F.cross_entropy) == []
+
+
 def test_no_batch(gm):
     message = "search.sensitivity hessian_trace needs data, but `data` yielded no batch"
     with pytest.raises(NotReadyError, match=message):

@@ -95,8 +95,8 @@ def test_what_is_shared_is_priced_once(policy):
     problem, fixed, found = posed(capture(model), opened, x)
     assert [d.layers for d in found] == [("a", "b", "c")]  # by a's weight and b's input
     index = next(i for i, o in enumerate(found[0].options) if set(o.picks.values()) == {"int4", "uint4"})
-    # two weights of 16 x 4 bits with 4 scales, three biases; two inputs with a scale each
-    assert problem.costs_of({found[0].name: index})["size"] + fixed["size"] == 2 * (8 + 20) + 3 * 16 + 2 * 5
+    # two weights of 16 x 4 bits with 4 scales, three biases with 4 scales; two inputs with a scale and a zero point
+    assert problem.costs_of({found[0].name: index})["size"] + fixed["size"] == 2 * (8 + 16) + 3 * 32 + 2 * 5
 
 
 def test_limits_are_without_what_is_spent_anyway(model, policy):

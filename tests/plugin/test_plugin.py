@@ -56,7 +56,9 @@ def test_a_solver_of_ones_own():
 def test_what_does_not_exist_is_named():
     with pytest.raises(PolicyError, match=r"p.yaml:4: steps\[0\].*module 'fxcompress_plugin' has no 'ClipInput'"):
         parse(POLICY.replace("ClipInputs", "ClipInput"), "p.yaml")
-    with pytest.raises(PolicyError, match=r"p.yaml:5: steps\[0\].limti: unknown key 'limti' \(did you mean 'limit'\?\)"):
+    with pytest.raises(
+        PolicyError, match=r"p.yaml:5: steps\[0\].limti: unknown key 'limti' \(did you mean 'limit'\?\)"
+    ):
         parse(POLICY.replace("limit:", "limti:"), "p.yaml")
     with pytest.raises(PolicyError, match="cannot import module 'no_such_package'"):
         fxcompress.plan(

@@ -1,4 +1,4 @@
-"""One of each thing that a package can add to fxcompress: a pass, an observer, a sensitivity, a cost model, a solver."""
+"""One of each thing that a package can add: a pass, an observer, a sensitivity, a cost model, a solver."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
