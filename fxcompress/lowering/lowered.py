@@ -53,8 +53,8 @@ def lower(
 
     `max_difference` bounds the relative difference. The engine rounds biases to int32 and adds in integers, PyTorch
     adds in float: a value near the middle between two codes may fall to either side, and the layers behind amplify
-    that. In steps of the coarsest activation quantizer the outputs then differed by up to 2 with random weights, and by
-    5 in a trained ResNet-20. The default is 12 of these steps (4.7% at 8 bits), and 0.001 without activation
+    that. In steps of the coarsest activation quantizer the outputs then differed by up to 2 with random weights, and
+    by 5 in a trained ResNet-20. The default is 12 of these steps (4.7% at 8 bits), and 0.001 without activation
     quantizers.
     Raises LoweringError where the difference is larger, a Choice is open, the model cannot be exported or a package
     is not installed; NotReadyError where a Quantizer has no range.

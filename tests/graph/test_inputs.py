@@ -155,12 +155,13 @@ def test_arguments(inputs, args, kwargs):
     ],
 )
 def test_examples(given, data, expected):
-    assert examples(capture(One()), given, data) == expected
+    assert str(examples(capture(One()), given, data)) == str(expected)
 
 
 def test_one_sample():
     given = Arguments((X, torch.tensor(3.0), X[:2], [Y, "text"]), {"mask": Y})
-    assert one_sample(given) == Arguments((X[:1], torch.tensor(3.0), X[:2], [Y[:1], "text"]), {"mask": Y[:1]})
+    cut = Arguments((X[:1], torch.tensor(3.0), X[:2], [Y[:1], "text"]), {"mask": Y[:1]})
+    assert str(one_sample(given)) == str(cut)
     assert one_sample(Arguments((3,))) == Arguments((3,))
 
 
