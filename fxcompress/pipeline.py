@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcompress.graph import capture, verify
-from fxcompress.graph.inputs import examples, rereadable
+from fxcompress.graph.inputs import Examples, examples, rereadable
 from fxcompress.graph.shapes import shapes
 from fxcompress.measure.calibrate import calibrate
 from fxcompress.measure.hessian import Loss
@@ -46,9 +46,9 @@ def transform(
         if isinstance(wanted, Plan)
         else plan(model, wanted, example_inputs=example_inputs, data=data, loss=loss)
     )
-    gm = capture(model, example_inputs)
+    gm, known = checked_capture(model, example_inputs, data)
     run(decided.steps, gm)
-    calibrate(gm, data, examples(gm, example_inputs, data).positional)
+    calibrate(gm, data, known.positional)
     return hold(gm, decided)
 
 
@@ -65,14 +65,24 @@ def plan(
     if isinstance(wanted, Plan):
         return wanted
     data = rereadable(data)
-    gm = capture(model, example_inputs)
-    known = examples(gm, example_inputs, data)
+    gm, known = checked_capture(model, example_inputs, data)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
     matched = run(wanted.steps, gm)
     ranges = calibrate(gm, data, known.positional)
     flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
     return lock(wanted, matched, ranges, gm, original, flow, decision)
+
+
+def checked_capture(
+    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None
+) -> tuple[fx.GraphModule, Examples]:
+    """Capture the model and run the graph beside it, on the example inputs or else on a sample of the data."""
+    gm = capture(model, example_inputs)
+    known = examples(gm, example_inputs, data)
+    if example_inputs is None and known.inputs is not None:
+        gm = capture(model, known.inputs)
+    return gm, known
 
 
 def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[list[Matched[Any]]]:
