@@ -1,6 +1,6 @@
 """Compress a small network of one's own: train, preset, mixed plan under a budget, save, load, run in ONNX Runtime.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 import tempfile

@@ -79,9 +79,7 @@ def insert(gm: fx.GraphModule, after: fx.Node, name: str, module: nn.Module, use
 def _register(gm: fx.GraphModule, name: str, module: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     if has_module(gm, path) and hasattr(gm.get_submodule(path), leaf):
-        raise PassError(
-            f"{type(module).__name__} {name!r} cannot be registered: the model has something there already"
-        )
+        raise PassError(f"{type(module).__name__} {name!r} cannot be put there: the model has that name already")
     if not gm.add_submodule(name, module):
         raise PassError(f"{type(module).__name__} {name!r} cannot be put there: {path!r} is not a module")
 

@@ -76,7 +76,8 @@ _BY_SPELLING: dict[Any, Operator] = {function: row for row in OPERATORS for func
 
 def operator_of(node: fx.Node) -> Operator | None:
     """Return the table's row for a node in normal form, None for an operator that is not in the table."""
-    return _BY_FUNCTION.get(node.target) if node.op == "call_function" else None
+    row = _BY_FUNCTION.get(node.target) if node.op == "call_function" else None
+    return row if row is not None and len(node.args) == len(row.arguments) and not node.kwargs else None
 
 
 def argument_node(call: fx.Node, position: int | None) -> fx.Node | None:

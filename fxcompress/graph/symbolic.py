@@ -115,12 +115,17 @@ class _Tracer(fx.Tracer):
 
 
 def _require_stated(graph: fx.Graph, fixed: Mapping[str, Any]) -> None:
-    """Make arguments that are None by default, but were given, required: the path that is traced needs them."""
+    """Make arguments that are None by default, but were given, required: the path that is traced needs them.
+
+    Behind an optional argument Python takes none that is required (by keyword alone): that one gets a default.
+    """
+    optional = False
     for node in graph.find_nodes(op="placeholder"):
-        if node.args and node.args[0] is None and node.target not in fixed:
+        if node.args and node.args[0] is None and node.target not in fixed and not optional:
             node.args = ()
-        if node.args:  # Python takes no required argument behind an optional one
-            return
+        if optional and not node.args and not str(node.target).startswith("*"):
+            node.args = (None,)
+        optional = optional or bool(node.args)
 
 
 def trace(model: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:

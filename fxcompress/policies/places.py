@@ -1,5 +1,6 @@
 """Places: on which line of a policy file a value stands, and problems said as `file:line: key: what is wrong`."""
 
+import re
 from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -37,7 +38,7 @@ def describe(problem: Any, tree: Any, name: str) -> str:
             where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
     said = _SAID.get(problem["type"], problem["msg"].replace("Input should be", "should be"))
     if said.startswith("should") and exact and where:
-        options = [option.strip("'") for option in str(problem.get("ctx", {}).get("expected", "")).split(" or ")]
+        options = re.findall("'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
         said += f", not {brief(node)}" + (nearest(node, options) if isinstance(node, str) else "")
     return f"{name}:{line}: {where or 'policy'}: {said}" if line else f"{name}: {where or 'policy'}: {said}"
 

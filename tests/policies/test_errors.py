@@ -138,6 +138,7 @@ def test_searches(search, line, key, said):
         ("version: 1\nsteps: []", "2: steps: write at least one step, for example '- kind: fold_batch_norm'"),
         ("version: 1\nsteps:", "2: steps: should be a list, not None"),
         ("version: 2\nsteps: [fold_batch_norm]", "1: version: should be 1, not 2"),
+        ("version: '1'\nsteps: [fold_batch_norm]", "1: version: should be 1, not '1'"),
         ("version: 1\nstep: []", "2: step: unknown key 'step' (did you mean 'steps'?); accepted: version, steps, "
          "search"),
         ("version: 1\nsteps: [fold_batch_norm]\nsearch: {budgets: {size: 25%}}", "3: search: has nothing to choose: "
