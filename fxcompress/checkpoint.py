@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,9 +36,10 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
             os.replace(Path(staging, name), folder / name)
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
+def load(directory: str | os.PathLike[str], model: nn.Module, *, example_inputs: Any = None) -> fx.GraphModule:
     """Rebuild a saved compressed model, bit for bit, on a fresh instance of the original; `model` is not changed.
 
+    `example_inputs` are needed where the model's path depends on which arguments are given, as for `transform`.
     Raises CompressError when the files are missing, do not belong together, or were saved from another model.
     """
     folder = Path(directory)
@@ -51,7 +53,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module) -> fx.GraphModule:
             "interrupted between the two files"
         )
     try:
-        gm = transform(model, plan)
+        gm = transform(model, plan, example_inputs=example_inputs)
     except CompressError as error:
         raise CompressError(f"{folder} was saved from another model than {type(model).__name__}: {error}") from error
     _fill(gm, tensors, f"{folder / MODEL} was saved from another model than {type(model).__name__}")

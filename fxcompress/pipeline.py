@@ -78,11 +78,8 @@ def checked_capture(
     model: nn.Module, example_inputs: Any, data: Iterable[Any] | None
 ) -> tuple[fx.GraphModule, Examples]:
     """Capture the model and run the graph beside it, on the example inputs or else on a sample of the data."""
-    gm = capture(model, example_inputs)
-    known = examples(gm, example_inputs, data)
-    if example_inputs is None and known.inputs is not None:
-        gm = capture(model, known.inputs)
-    return gm, known
+    known = examples(model, example_inputs, data)
+    return capture(model, known.inputs), known
 
 
 def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[list[Matched[Any]]]:

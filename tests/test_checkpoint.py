@@ -137,3 +137,20 @@ def test_a_killed_save_leaves_the_old_files_whole(small, tmp_path, monkeypatch, 
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
     monkeypatch.undo()
     assert torch.equal(fxcompress.load(tmp_path, net())(X), small(X))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, mask=None):
+        return self.fc(x) if mask is None else self.fc(x) * mask
+
+
+def test_a_path_that_optional_arguments_choose(tmp_path):
+    batch = {"x": torch.randn(8, 4), "mask": torch.ones(8, 4)}
+    small = fxcompress.transform(Masked(), "w8a8", data=[batch])
+    fxcompress.save(small, tmp_path)
+    again = fxcompress.load(tmp_path, Masked(), example_inputs=batch)
+    assert torch.equal(again(**batch), small(**batch))

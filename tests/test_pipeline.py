@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxcompress.errors import CompressError, NotReadyError, PassError, PolicyError
+from fxcompress.errors import CaptureError, CompressError, NotReadyError, PassError, PolicyError
 from fxcompress.nn import Choice, Mask, Quantizer
 from fxcompress.pipeline import plan, transform
 from fxcompress.policies import Plan, dump, parse
@@ -215,3 +215,27 @@ def test_every_error_is_of_the_family(model):
     for policy in ("w9", {"version": 1, "steps": []}, {"version": 1, "steps": [{"kind": "quantise"}]}):
         with pytest.raises(CompressError):
             transform(model, policy)
+
+
+class Toggling(nn.Module):
+    """Does something else each time it runs, so that a graph of it cannot be right."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(2, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.fc(x) * self.calls
+
+
+def test_the_capture_is_checked_on_data_too():
+    with pytest.raises(CaptureError, match="the graph of Toggling does not compute what the model does: output 0"):
+        transform(Toggling(), "w8a8", data=[torch.randn(4, 2)])
+
+
+def test_the_place_of_the_plan_is_not_taken():
+    net = nn.Sequential()
+    net.add_module("fxcompress_plan", nn.Linear(2, 2))
+    with pytest.raises(CompressError, match="the model has a part named 'fxcompress_plan', where the plan is kept"):
+        transform(net, "w8")

@@ -1,9 +1,10 @@
 """Example inputs and batches: one tensor, a tuple of positional arguments or a dict of keyword arguments."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError, NotReadyError
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
     target: Any = None
 
 
-def batches(gm: fx.GraphModule, data: Iterable[Any], positional: int | None = None) -> Iterator[Batch]:
+def batches(model: nn.Module, data: Iterable[Any], positional: int | None = None) -> Iterator[Batch]:
     """Yield each batch of `data`, split into the model's arguments and labels.
 
     A tensor is the input. In a dict, keys that the model takes are arguments and the rest labels. In a tuple, the
@@ -51,9 +52,7 @@ def batches(gm: fx.GraphModule, data: Iterable[Any], positional: int | None = No
     """
     if isinstance(data, Tensor):
         raise NotReadyError("data is one tensor; give an iterable of batches, for one batch a list: data=[tensor]")
-    parameters = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    names = [str(node.target) for node in parameters]
-    required = [name for node, name in zip(parameters, names, strict=True) if not node.args and name[0] != "*"]
+    names, required = _parameters(model)
     for batch in data:
         split = _split(batch, names, max(len(required), 1) if positional is None else positional)
         given = {*names[: len(split.inputs.args)], *split.inputs.kwargs}
@@ -63,6 +62,17 @@ def batches(gm: fx.GraphModule, data: Iterable[Any], positional: int | None = No
                 f"of which it requires {', '.join(required)}"
             )
         yield split
+
+
+def _parameters(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of what a model or graph takes, and of what it requires."""
+    if isinstance(model, fx.GraphModule):
+        nodes = [node for node in model.graph.nodes if node.op == "placeholder"]
+        names = [str(node.target) for node in nodes]
+        return names, [name for node, name in zip(nodes, names, strict=True) if not node.args and name[0] != "*"]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    plain = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [one.name for one in plain], [one.name for one in plain if one.default is one.empty]
 
 
 def _split(batch: Any, names: Sequence[str], positional: int) -> Batch:
@@ -95,12 +105,12 @@ class Examples(NamedTuple):
     positional: int | None
 
 
-def examples(gm: fx.GraphModule, example_inputs: Any, data: Iterable[Any] | None) -> Examples:
+def examples(model: nn.Module, example_inputs: Any, data: Iterable[Any] | None) -> Examples:
     """Return the example inputs, or else the first sample of the first batch of `data`."""
     if example_inputs is not None:
         given = as_arguments(example_inputs)
         return Examples(given, len(given.args) or None)
-    for batch in batches(gm, data) if data is not None else ():
+    for batch in batches(model, data) if data is not None else ():
         return Examples(one_sample(batch.inputs), None)
     return Examples(None, None)
 

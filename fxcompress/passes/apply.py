@@ -26,7 +26,7 @@ def apply(spec: Step, gm: fx.GraphModule) -> None:
 
 def select(spec: RuleStep, gm: fx.GraphModule) -> list[Matched[Any]]:
     """Return what the rules of a step say of each operator of the graph that they select."""
-    subjects = [Subject(layer.name, layer.kind, layer.weight is not None) for layer in layers(gm)]
+    subjects = [Subject(layer.name, layer.kind, layer.operator.weight is not None) for layer in layers(gm)]
     return match(spec.rules, subjects, KINDS, spec.kind)
 
 
@@ -41,8 +41,18 @@ class Selected(NamedTuple):
 def selected_layers(spec: RuleStep, gm: fx.GraphModule) -> Sequence[Selected]:
     """Return the layers that the rules of a step select, in graph order."""
     by_name = {layer.name: layer for layer in layers(gm)}
-    found = []
+    found: list[Selected] = []
     for subject, rule, by in select(spec, gm):
         at = spec.rules[by[-1]].at or f"{spec.kind} rule {by[-1] + 1}"
         found.append(Selected(by_name[subject.name], rule, at))
     return found
+
+
+def refuse_computed_weight(selected: Selected) -> None:
+    """Raise PassError for a layer whose weight is computed and not a parameter, on which no edit can sit."""
+    layer = selected.layer
+    if layer.weight is None and layer.operator.weight is not None:
+        raise PassError(
+            f"{selected.at}: the weight of {layer.name!r} ({layer.kind}) is computed, not a parameter; where a "
+            "parametrization computes it, call torch.nn.utils.parametrize.remove_parametrizations before"
+        )

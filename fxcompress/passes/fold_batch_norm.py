@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from torch import fx
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.errors import PassError
@@ -11,6 +11,8 @@ from fxcompress.graph.operators import Operator, operator_of
 from fxcompress.nn.functional import folded_bias, folded_weight
 from fxcompress.passes.apply import apply
 from fxcompress.policies import FoldBatchNorm
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class _Pair(NamedTuple):
@@ -51,6 +53,8 @@ def _foldable(pair: _Pair, gm: fx.GraphModule) -> bool:
     calls = [node for node in gm.graph.nodes if node.op == "call_module" and node.target == pair.norm_call.target]
     return (
         pair.operator.bias is not None
+        and type(pair.norm) in _PLAIN  # a subclass may compute something else
+        and not (pair.norm._forward_hooks or pair.norm._forward_pre_hooks)
         and pair.norm.running_mean is not None  # without running statistics there is nothing constant to fold
         and len(pair.call.users) == 1
         and len(calls) == 1

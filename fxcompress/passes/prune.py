@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import PassError
 from fxcompress.graph.edit import constant_value, insert, inserted
 from fxcompress.nn import Choice, Mask
-from fxcompress.passes.apply import Selected, apply, selected_layers
+from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
 from fxcompress.passes.tensors import WeightTensor, refuse_second, weight_tensors
 from fxcompress.policies import Prune
 from fxcompress.policies.rules import is_open
@@ -22,6 +22,7 @@ def prune(spec: Prune, gm: fx.GraphModule) -> None:
     tensors = weight_tensors(gm)
     done: dict[str, Selected] = {}
     for selected in selected_layers(spec, gm):
+        refuse_computed_weight(selected)
         if selected.layer.weight is None:
             raise PassError(f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight to prune")
         for tensor in tensors[selected.layer.name]:

@@ -9,9 +9,10 @@ from fxcompress.errors import PassError, PolicyError
 from fxcompress.graph import Layer
 from fxcompress.graph.edit import insert, tensor_under
 from fxcompress.nn import Choice, Quantizer
-from fxcompress.passes.apply import Selected, apply, selected_layers
+from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
 from fxcompress.passes.tensors import WeightTensor, end_of_chain, refuse_second, weight_tensors
 from fxcompress.policies import Quantize
+from fxcompress.policies.base import nearest
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.steps import InputSpec, WeightSpec
 
@@ -35,15 +36,19 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
     tensors = weight_tensors(gm)
     placements: dict[str, _Placement] = {}
     for selected in selected_layers(spec, gm):
-        if selected.layer.weight is None and selected.rule.input is None:
+        if selected.layer.operator.weight is None and selected.rule.input is None:
             raise PassError(
                 f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight; state its input"
             )
-        if selected.rule.weight is not None and selected.layer.weight is not None:
-            for tensor in tensors[selected.layer.name]:
+        if selected.rule.weight is not None and selected.rule.weight.stated() != {"bits": "float"}:
+            refuse_computed_weight(selected)
+            for tensor in tensors.get(selected.layer.name, ()):
                 _place_weight(selected, tensor, gm, placements)
         if selected.rule.input is not None:
             _place_inputs(selected, gm, placements)
+    for name in spec.ranges.keys() - placements.keys():
+        where = spec.at or spec.kind
+        raise PolicyError(f"{where}: ranges: no rule quantizes a tensor named {name!r}{nearest(name, placements)}")
     for name, placement in placements.items():
         _insert(gm, name, placement, spec.ranges.get(name))
     gm.recompile()

@@ -17,7 +17,9 @@ class PlanHolder(nn.Module):
 
 
 def hold(gm: fx.GraphModule, plan: Plan) -> fx.GraphModule:
-    """Let the model keep its plan; returns the model."""
+    """Let the model keep its plan; returns the model. Raises CompressError where it has a part of that name."""
+    if hasattr(gm, _NAME):
+        raise CompressError(f"the model has a part named {_NAME!r}, where the plan is kept; rename it")
     gm.add_module(_NAME, PlanHolder(plan))
     return gm
 

@@ -198,3 +198,17 @@ def test_after_another_step_on_the_weight(step, what, do):
     message = f"the weight of 'layer' already has {what} from an earlier step; state fold_batch_norm before it"
     with pytest.raises(PassError, match=message):
         do(gm, step, FOLD)
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_a_norm_that_computes_something_else_is_left_alone(do):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), Doubled(2)).eval()
+    x = torch.randn(1, 1, 5, 5)
+    assert torch.equal(do(capture(net, x), FoldBatchNorm())(x), net(x))
+    hooked = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+    hooked[1].register_forward_hook(lambda module, args, output: output + 1)
+    assert torch.equal(do(capture(hooked, x), FoldBatchNorm())(x), hooked(x))

@@ -79,3 +79,18 @@ def test_a_rule_without_bits(field, do):
 def test_a_rule_for_the_weight_of_an_add(do):
     with pytest.raises(PassError, match=r"quantize rule 1: 'add' \(add\) has no weight; state its input"):
         do(capture(Residual()), quantize({"select": {"ops": ["add"]}, "weight": {"bits": 8}}))
+
+
+def test_a_range_of_no_tensor(do):
+    step = Quantize(rules=[{"input": {"bits": 8}}], ranges={"inptu": (0.0, 1.0)})
+    said = r"quantize: ranges: no rule quantizes a tensor named 'inptu' \(did you mean 'input_1'\?\)"
+    with pytest.raises(PolicyError, match=said):
+        do(capture(nn.Sequential(nn.Linear(2, 2))), step)
+
+
+def test_a_computed_weight_is_not_skipped_silently(do):
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    said = r"quantize rule 1: the weight of '.*' \(linear\) is computed, not a parameter; .*remove_parametrizations"
+    with pytest.raises(PassError, match=said):
+        do(capture(net), quantize({"weight": {"bits": 8}, "input": {"bits": 8}}))
+    do(capture(net), quantize({"input": {"bits": 8}}))
