@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import CompressError
 from fxcompress.pipeline import transform
 from fxcompress.planning.holder import plan_of
-from fxcompress.policies import Plan, dump, read
+from fxcompress.policies import dump, parse
 
 MODEL, POLICY = "model.safetensors", "policy.yaml"
 
@@ -29,10 +29,13 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     owners = _owners(getattr(model, "_orig_mod", model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in owners.items()}
+    # The model's file holds the plan too, and tells which policy.yaml it replaces: should the machine stop between
+    # the two files, load goes on from the one that is complete.
+    metadata = {"plan": plan, "replaces": _digest(_text(folder / POLICY))}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
-        save_file(tensors, Path(staging, MODEL), metadata={"policy_sha256": _digest(plan)})
+        save_file(tensors, Path(staging, MODEL), metadata=metadata)
         Path(staging, POLICY).write_text(plan, "utf-8")
-        for name in (MODEL, POLICY):  # load tells by the digest should the machine stop between the two
+        for name in (MODEL, POLICY):
             os.replace(Path(staging, name), folder / name)
 
 
@@ -43,21 +46,26 @@ def load(directory: str | os.PathLike[str], model: nn.Module, *, example_inputs:
     Raises CompressError when the files are missing, do not belong together, or were saved from another model.
     """
     folder = Path(directory)
-    plan = read(folder / POLICY)
-    if not isinstance(plan, Plan):
-        raise CompressError(f"{folder / POLICY} is a policy, not the plan of a saved model; save() writes one")
     metadata, tensors = _read(folder / MODEL)
-    if metadata.get("policy_sha256") != _digest((folder / POLICY).read_text("utf-8")):
+    if "plan" not in metadata:
+        raise CompressError(f"{folder / MODEL} holds no plan; it was not written by fxcompress.save")
+    written = _text(folder / POLICY)
+    if written != metadata.get("plan") and _digest(written) != metadata.get("replaces"):
         raise CompressError(
-            f"{folder / POLICY} is not the plan that {folder / MODEL} was saved with: it was edited, or a save was "
-            "interrupted between the two files"
+            f"{folder / POLICY} is not the plan that {folder / MODEL} was saved with: it was edited; apply an edited "
+            "plan with transform(model, plan)"
         )
+    plan = parse(metadata["plan"], str(folder / POLICY))
     try:
         gm = transform(model, plan, example_inputs=example_inputs)
     except CompressError as error:
         raise CompressError(f"{folder} was saved from another model than {type(model).__name__}: {error}") from error
     _fill(gm, tensors, f"{folder / MODEL} was saved from another model than {type(model).__name__}")
     return gm
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 def _digest(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 from typer.core import TyperGroup
@@ -20,7 +21,6 @@ from fxcompress.policies import Plan, Policy, RuleStep, read, show
 from fxcompress.policies import schema as policy_schema
 from fxcompress.policies.reference import is_dotted, load_attribute
 from fxcompress.reporting.report import report as make_report
-from fxcompress.version import VERSION
 
 _out, _err = Console(), Console(stderr=True)
 
@@ -65,17 +65,12 @@ BuiltinOnly = Annotated[
 
 
 @app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
+def main() -> None:
     """Make PyTorch models small and fast from a policy file.
 
     Exit codes: 0 fine, 1 the model or the budget says no, 2 wrong usage or a bad policy.
     """
     sys.path.insert(0, os.getcwd())  # so that package.module names of the user's own project are found
-    if version:
-        _out.print(VERSION)
-        raise typer.Exit
 
 
 @app.command()
@@ -164,7 +159,7 @@ def lower(
     _out.print(
         f"wrote {output}: {show('size', lowered.bytes)}, of it weights {show('size', lowered.weight_bytes)}, opset "
         f"{lowered.opset}; largest difference to PyTorch {lowered.largest_difference:.3g} "
-        f"({lowered.relative_difference:.2%} of the largest output)"
+        f"({lowered.relative_difference:.2%} of the largest output, at most {lowered.max_difference:.2%} accepted)"
     )
 
 
@@ -209,6 +204,8 @@ def _policy(name: str, budgets: list[str] | None) -> Policy:
     policy = read(name)
     try:
         return policy.with_budgets(dict(_assignment(text) for text in budgets)) if budgets else policy
+    except ValidationError as error:
+        raise PolicyError(f"--budget: {error.errors()[0]['msg']}") from error
     except ValueError as error:
         raise PolicyError(f"--budget: {error}") from error
 

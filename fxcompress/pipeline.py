@@ -13,7 +13,8 @@ from fxcompress.measure.calibrate import calibrate
 from fxcompress.measure.hessian import Loss
 from fxcompress.passes import apply
 from fxcompress.passes.apply import select
-from fxcompress.planning.decide import decide
+from fxcompress.passes.resolve import take_active
+from fxcompress.planning.decide import decide, refuse_missing_inputs
 from fxcompress.planning.holder import hold
 from fxcompress.planning.lock import lock
 from fxcompress.planning.prices import float_prices
@@ -65,10 +66,14 @@ def plan(
     if isinstance(wanted, Plan):
         return wanted
     data = rereadable(data)
+    if wanted.search is not None:
+        refuse_missing_inputs(wanted.search, data, loss)
     gm, known = checked_capture(model, example_inputs, data)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
     matched = run(wanted.steps, gm)
     ranges = calibrate(gm, data, known.positional)
+    if wanted.search is None:
+        take_active(gm)
     flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
     return lock(wanted, matched, ranges, gm, original, flow, decision)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import fxcompress
@@ -105,7 +106,7 @@ def test_an_edited_policy_is_refused(small, tmp_path):
 
 
 def test_missing_files_are_named(small, tmp_path):
-    with pytest.raises(CompressError, match=r"policy.yaml: cannot be read: No such file or directory"):
+    with pytest.raises(CompressError, match=r"model.safetensors cannot be read: No such file or directory"):
         fxcompress.load(tmp_path, net())
     fxcompress.save(small, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
@@ -116,6 +117,30 @@ def test_missing_files_are_named(small, tmp_path):
 def test_only_compressed_models_are_saved(tmp_path):
     with pytest.raises(CompressError, match=r"Sequential carries no plan: it is not the result of fxcompress"):
         fxcompress.save(net(), tmp_path)
+
+
+def test_a_save_killed_between_its_two_files_is_complete(small, tmp_path, monkeypatch):
+    fxcompress.save(small, tmp_path)
+    other, renamed = fxcompress.transform(net(seed=3), "w8"), []
+    replace = os.replace
+
+    def die_at_the_second(source, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        fxcompress.save(other, tmp_path)
+    monkeypatch.undo()
+    assert torch.equal(fxcompress.load(tmp_path, net())(X), other(X))
+
+
+def test_a_file_of_another_program_is_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CompressError, match=r"holds no plan; it was not written by fxcompress.save"):
+        fxcompress.load(tmp_path, net())
 
 
 @pytest.mark.parametrize("killed", ["save_file", "replace"])

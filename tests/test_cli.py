@@ -105,3 +105,12 @@ def test_schema_is_json_and_help_is_there():
     for command in ("check", "plan", "transform", "lower", "report", "schema", "demo"):
         assert len(run(command, "--help")) > 200
     assert "Exit codes" in run("--help")
+
+
+def test_folders_are_made_and_missing_ones_named(project):
+    run("plan", "mixed.yaml", *MODEL, *DATA, "-o", "new/folder/mixed.plan.yaml")
+    assert (project / "new" / "folder" / "mixed.plan.yaml").exists()
+    assert "nothing-here: no such plan file or folder of a saved model" in run("report", "nothing-here", code=1)
+    assert "unknown budget 'sise' (did you mean 'size'?)" in run(
+        "plan", "mixed.yaml", *MODEL, *DATA, "-b", "sise=4%", "-o", "x.yaml", code=2
+    )

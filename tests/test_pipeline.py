@@ -165,7 +165,7 @@ def test_other_float_types(dtype, model, data):
 
 
 def test_missing_data_names_the_step_that_needs_it(model, data):
-    message = r"calibrating the inputs of 3 tensors .* needs data: pass data=loader, any iterable of batches"
+    message = r"step quantize needs data to calibrate 3 inputs .*: pass data=loader, any iterable of batches"
     with pytest.raises(NotReadyError, match=message):
         transform(
             model,
@@ -239,3 +239,59 @@ def test_the_place_of_the_plan_is_not_taken():
     net.add_module("fxcompress_plan", nn.Linear(2, 2))
     with pytest.raises(CompressError, match="the model has a part named 'fxcompress_plan', where the plan is kept"):
         transform(net, "w8")
+
+
+def test_what_is_missing_is_said_at_once(model):
+    policy = {
+        "version": 1,
+        "steps": [{"kind": "quantize", "rules": [{"weight": {"bits": [4, 8]}}]}],
+        "search": {"budgets": {"bops": "20%"}},
+    }
+    with pytest.raises(
+        NotReadyError, match=r"search.sensitivity hessian_trace needs data and loss: pass data=loader"
+    ):
+        plan(model, policy)
+
+
+def test_bad_data_is_named(model, data):
+    unlabelled = [x for x, _ in data]
+    with pytest.raises(
+        NotReadyError, match=r"loss\(output\) fails on batch 0: .*; a batch of data is \(input, label\)"
+    ):
+        transform(model, MIXED, data=unlabelled, loss=F.cross_entropy)
+    with pytest.raises(NotReadyError, match="data is an iterable of batches, such as a list or a DataLoader, not 5"):
+        transform(model, "w8a8", data=5)
+    with pytest.raises(NotReadyError, match="calibration batch 1 does not run through the model"):
+        transform(model, "w8a8", data=[data[0][0], torch.randn(2, 7)])
+
+
+def test_an_open_supernet_is_reported_as_it_runs(model):
+    steps = [{"kind": "supernet", "rules": [{"select": {"names": ["conv1"]}, "kernel_size": [3, 5]}]}]
+    x = torch.randn(1, 1, 6, 6)
+    record = plan(model, {"version": 1, "steps": steps}, example_inputs=x).plan
+    assert record.totals.size == record.totals.float_size
+    assert record.totals.bops == record.totals.float_bops
+    assert "conv1" in [layer.name for layer in record.layers]
+
+
+def test_inputs_that_an_operator_lacks_need_no_decision():
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
+    policy = {
+        "version": 1,
+        "steps": [{"kind": "quantize", "rules": [{"weight": {"bits": [4, 8]}, "input": {"bits": [4, 8]}}]}],
+        "search": {"budgets": {"size": "60%"}},
+    }
+    batch = (torch.arange(9), torch.zeros(9, dtype=torch.long))
+    found = plan(net, policy, data=[batch], loss=F.cross_entropy)
+    embedding, linear = [layer.decision for layer in found.plan.layers]
+    assert "A" not in embedding
+    assert "A" in linear
+
+
+def test_the_same_policy_elsewhere_gives_the_same_plan(model, data, tmp_path):
+    written = []
+    for folder in ("a", "b"):
+        file = tmp_path / folder / "policy.yaml"
+        parse("version: 1\nsteps: [{kind: quantize, rules: [{weight: {bits: 8}}]}]", "x").save(file)
+        written.append(dump(plan(model, file, example_inputs=data[0][0])))
+    assert written[0] == written[1]

@@ -52,8 +52,13 @@ def batches(model: nn.Module, data: Iterable[Any], positional: int | None = None
     """
     if isinstance(data, Tensor):
         raise NotReadyError("data is one tensor; give an iterable of batches, for one batch a list: data=[tensor]")
+    try:
+        iterator = iter(data)
+    except TypeError as error:
+        message = f"data is an iterable of batches, such as a list or a DataLoader, not {data!r}"
+        raise NotReadyError(message) from error
     names, required = _parameters(model)
-    for batch in data:
+    for batch in iterator:
         split = _split(batch, names, max(len(required), 1) if positional is None else positional)
         given = {*names[: len(split.inputs.args)], *split.inputs.kwargs}
         if missing := [name for name in required if name not in given]:

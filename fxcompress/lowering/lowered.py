@@ -17,6 +17,7 @@ from fxcompress.lowering.private import arguments_for, private_copy
 
 _FLOAT_DIFFERENCE = 1e-3  # what the order of float32 sums makes in deep networks, with room
 _STEPS = 12
+_MOST = 0.4  # at few bits steps are large; an engine that answers with half of each output must not pass
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Lowered:
     `bytes` is the size of the file (with its data file), `weight_bytes` that of the weights in it: packed codes, and
     int8 or float tensors of two or more axes. `largest_difference` is the largest absolute difference between the
     outputs of engine and model on the example inputs, `relative_difference` the largest in units of an output's
-    largest absolute value.
+    largest absolute value, and `max_difference` the bound that it met.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Lowered:
     opset: int
     largest_difference: float
     relative_difference: float
+    max_difference: float
     engine: OnnxRuntime
 
 
@@ -54,16 +56,19 @@ def lower(
     `max_difference` bounds the relative difference. The engine rounds biases to int32 and adds in integers, PyTorch
     adds in float: a value near the middle between two codes may fall to either side, and the layers behind amplify
     that. In steps of the coarsest activation quantizer the outputs then differed by up to 2 with random weights, and
-    by 5 in a trained ResNet-20. The default is 12 of these steps (4.7% at 8 bits), and 0.001 without activation
-    quantizers.
+    by 5 in a trained ResNet-20. The default is 12 of these steps (4.7% at 8 bits) but at most 40%, and 0.001 without
+    activation quantizers.
     Raises LoweringError where the difference is larger, a Choice is open, the model cannot be exported or a package
     is not installed; NotReadyError where a Quantizer has no range.
     """
     path = Path(path)
     private, arguments = private_copy(model), arguments_for(model, example_inputs)
     bound = _default_bound(private) if max_difference is None else max_difference
-    with torch.no_grad():
-        expected = _tensors(private(*arguments.args, **arguments.kwargs))
+    try:
+        with torch.no_grad():
+            expected = _tensors(private(*arguments.args, **arguments.kwargs))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise LoweringError(f"the model does not run on the example inputs: {error}") from error
     with staged(path) as file:
         weight_bytes = write_onnx(private, file, arguments, opset)
         size = sum(written.stat().st_size for written in file.parent.iterdir())
@@ -74,13 +79,13 @@ def lower(
                 f"ONNX Runtime differs from the model by {largest:.3g}, {relative:.3g} of the largest output: "
                 f"more than max_difference={bound:.3g}"
             )
-    return Lowered(path, size, weight_bytes, opset, largest, relative, engine)
+    return Lowered(path, size, weight_bytes, opset, largest, relative, bound, engine)
 
 
 def _default_bound(model: nn.Module) -> float:
     graphs = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
     steps = [quantizer.high - quantizer.low for gm in graphs for quantizer in activations(gm).values()]
-    return max(_STEPS / min(steps), _FLOAT_DIFFERENCE) if steps else _FLOAT_DIFFERENCE
+    return min(_STEPS / min(steps), _MOST) if steps else _FLOAT_DIFFERENCE
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

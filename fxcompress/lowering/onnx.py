@@ -42,6 +42,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """Give a path to write to, and move what was written there to `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fxcompress-", dir=path.parent) as directory:
         yield Path(directory) / path.name
         for file in sorted(Path(directory).iterdir(), reverse=True):  # the data before the file that names it

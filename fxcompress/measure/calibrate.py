@@ -93,8 +93,8 @@ def _observe(
     """Run all data through the graph and return what has observed each activation."""
     if data is None:
         raise NotReadyError(
-            f"calibrating the inputs of {len(activations)} tensors (the first is the input of "
-            f"{activations[0].consumer!r}) needs data: pass data=loader, any iterable of batches, or use a policy "
+            f"step quantize needs data to calibrate {len(activations)} inputs (the first is that of "
+            f"{activations[0].consumer!r}): pass data=loader, any iterable of batches, or use a policy "
             "that quantizes weights only, such as 'w8'"
         )
     observers = [found.observer() for found in activations]
@@ -117,7 +117,12 @@ def _observe(
     handles = [watch(found, observer) for found, observer in zip(activations, observers, strict=True)]
     try:
         for batch in batches(gm, progress(data, "calibrating"), positional):
-            gm(*batch.inputs.args, **batch.inputs.kwargs)
+            try:
+                gm(*batch.inputs.args, **batch.inputs.kwargs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise NotReadyError(
+                    f"calibration batch {position} does not run through the model: {error}"
+                ) from error
             position += 1
     finally:
         for handle in handles:

@@ -55,7 +55,7 @@ def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
     """
     if option.macs is None:
         raise NotReadyError(
-            "bit operations need the shapes that flow through the model: pass example_inputs=... or data=..."
+            "budget bops needs the shapes that flow through the model: pass example_inputs=... or data=..."
         )
     return round(option.macs * option.weight_bits * option.input_bits * (1 - option.sparsity))
 
@@ -69,7 +69,7 @@ def latency(gm: fx.GraphModule, layer: Layer, option: LayerOption, *, table: Tab
         return 0
     if option.input_shapes is None:
         raise NotReadyError(
-            "a latency budget needs the shapes that flow through the model: pass example_inputs=... or data=..."
+            "budget latency needs the shapes that flow through the model: pass example_inputs=... or data=..."
         )
     first = 1 + max(layer.operator.weight or 0, layer.operator.bias or 0)
     rows = [

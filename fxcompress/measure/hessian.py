@@ -56,12 +56,9 @@ def hessian_trace(
     `data`. A trace below its standard error, which says no more than noise, is taken to be that standard error.
     Raises NotReadyError where data or loss is missing, or the loss is not a finite scalar with finite derivatives.
     """
-    if data is None or loss is None:
-        missing = " and ".join(name for name, value in (("data", data), ("loss", loss)) if value is None)
-        raise NotReadyError(
-            f"search.sensitivity hessian_trace needs {missing}: pass data=loader with (input, label) batches and "
-            "loss=F.cross_entropy or your own loss(output, label)"
-        )
+    refuse_missing(data, loss)
+    assert data is not None
+    assert loss is not None
     if not decisions:
         return []
     some = list(itertools.islice(batches(gm, data, positional), min(probes, _MOST_BATCHES)))
@@ -110,9 +107,25 @@ def _refuse_nonfinite(measured: Mapping[Run, _Measured], batch: int) -> None:
             raise NotReadyError(f"the loss of batch {batch} has no finite second derivative in {tensor!r}")
 
 
+def refuse_missing(data: Iterable[Any] | None, loss: Loss | None) -> None:
+    """Raise NotReadyError where data or loss is missing."""
+    if data is None or loss is None:
+        missing = " and ".join(name for name, value in (("data", data), ("loss", loss)) if value is None)
+        raise NotReadyError(
+            f"search.sensitivity hessian_trace needs {missing}: pass data=loader with (input, label) batches and "
+            "loss=F.cross_entropy or your own loss(output, label)"
+        )
+
+
 def _loss_of(gm: fx.GraphModule, batch: Batch, loss: Loss, index: int) -> Tensor:
     output = gm(*batch.inputs.args, **batch.inputs.kwargs)
-    value = loss(output) if batch.target is None else loss(output, batch.target)
+    try:
+        value = loss(output) if batch.target is None else loss(output, batch.target)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        call = "loss(output)" if batch.target is None else "loss(output, label)"
+        raise NotReadyError(
+            f"{call} fails on batch {index}: {error}; a batch of data is (input, label) where the loss takes a label"
+        ) from error
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.isfinite():
         shown = value.detach() if isinstance(value, Tensor) else value
         raise NotReadyError(f"the loss of batch {index} must be a finite scalar, not {shown}")

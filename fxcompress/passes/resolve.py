@@ -32,6 +32,14 @@ def resolve(spec: Resolve, gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
+def take_active(gm: fx.GraphModule) -> None:
+    """Replace each Choice of whole operators by the option that runs while it is open, to see the graph as it is."""
+    for name, module in list(gm.named_modules()):
+        if isinstance(module, Choice) and module.active is not None:
+            _take(gm, name, module.options[module.active], module.active)
+    gm.recompile()
+
+
 def _take(gm: fx.GraphModule, name: str, option: nn.Module, label: str) -> None:
     plain_name = name.removesuffix("_choice")
     for node in [node for node in gm.graph.nodes if node.op == "call_module" and node.target == name]:

@@ -11,7 +11,7 @@ from torch import fx
 from fxcompress.errors import InfeasibleError, NotReadyError, PolicyError
 from fxcompress.graph.shapes import Shapes
 from fxcompress.measure.decisions import Decision, decisions
-from fxcompress.measure.hessian import Estimate, Loss, hessian_trace
+from fxcompress.measure.hessian import Estimate, Loss, hessian_trace, refuse_missing
 from fxcompress.nn import Choice
 from fxcompress.planning.prices import pose
 from fxcompress.policies import Search, show
@@ -47,6 +47,12 @@ class Decided:
             for layer, fields in decision.options[self.allocation.chosen[decision.name]].settings.items():
                 said.setdefault(layer, {}).update(fields)
         return said
+
+
+def refuse_missing_inputs(search: Search, data: Iterable[Any] | None, loss: Loss | None) -> None:
+    """Raise NotReadyError, before anything is measured, where the search lacks what its sensitivity needs."""
+    if search.sensitivity.name == "hessian_trace":
+        refuse_missing(data, loss)
 
 
 def decide(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -95,7 +96,8 @@ def _matched(policy: Policy, matched: Said) -> dict[str, tuple[str, ...]]:
 
 
 def _place(step: RuleStep, index: int) -> str:
-    return step.rules[index].at or f"{step.kind} rule {index + 1}"
+    """Name a rule by file and line; without the folder, so that a plan does not depend on where the policy lies."""
+    return Path(step.rules[index].at).name or f"{step.kind} rule {index + 1}"
 
 
 def _solved(search: Search, original: Mapping[str, int], decided: Decided) -> dict[str, Any]:

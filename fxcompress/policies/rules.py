@@ -5,10 +5,10 @@ import glob
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Generic, NamedTuple, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fxcompress.errors import PolicyError
-from fxcompress.policies.base import Strict, nearest
+from fxcompress.policies.base import Strict, nearest, problem
 
 
 class Subject(NamedTuple):
@@ -37,6 +37,13 @@ class Rule(Strict):
     """One line of a step: a selection and what it states."""
 
     select: Annotated[Select, Field(description="Which layers; all with a weight when it is left out")] = Select()
+
+    @model_validator(mode="after")
+    def _states_something(self) -> Self:
+        if not self.model_fields_set - {"select"}:
+            fields = ", ".join(name for name in type(self).model_fields if name != "select")
+            raise problem(f"the rule states nothing; write what is to be done: {fields}")
+        return self
 
     def merged(self, later: Self) -> Self:
         """Return what this rule and a later one say together; what the later does not state stays."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from pydantic import field_validator
 
 from fxcompress.policies.base import Strict, problem
-from fxcompress.policies.rules import Matched, Rule, exactly
+from fxcompress.policies.rules import Matched, Rule, exactly, is_open
 
 Settings = Mapping[str, Any]  # a layer's decided fields by path, for example {"weight.bits": 4}
 
@@ -63,6 +63,11 @@ class RuleStep(Step):
                     fields[head][leaf] = value
                 elif not leaf and head in type(rule).model_fields:
                     fields[head] = value
+            for head, _, leaf in (path.partition(".") for path in self.open_fields):
+                if leaf and head in fields and is_open(fields[head].get(leaf)):
+                    del fields[head]  # nothing was there to decide, for example the input of an embedding
+            if not fields:
+                continue
             select = {} if subject.weighted else {"ops": (exactly(subject.kind),)}
             said.setdefault(repr((fields, select)), (fields, select, []))[2].append(exactly(subject.name))
         rule_type = type(self.rules[0])

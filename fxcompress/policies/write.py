@@ -44,6 +44,7 @@ def _fits_a_line(value: Any) -> bool:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole or not at all: to a temporary name beside it, then rename."""
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
         temporary.write_text(text, "utf-8")  # not mkstemp, whose files nobody else may read

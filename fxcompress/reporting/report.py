@@ -63,6 +63,8 @@ def report(source: nn.Module | Plan | str | os.PathLike[str]) -> Report:
         return Report(plan_of(source).plan)
     if not isinstance(source, Plan):
         path = Path(source)
+        if not path.exists():
+            raise CompressError(f"{path}: no such plan file or folder of a saved model")
         plan = read(path / "policy.yaml" if path.is_dir() else path)
         if not isinstance(plan, Plan):
             raise CompressError(f"{path} is a policy without decisions; fxcompress plan writes a plan")

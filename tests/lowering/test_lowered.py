@@ -168,3 +168,13 @@ def test_a_package_is_missing(package, monkeypatch, tmp_path):
     with pytest.raises(LoweringError, match=rf"lowering needs '{package}' .*: pip install fxcompress\[onnx\]"):
         lower(nn.Linear(2, 2), tmp_path / "model.onnx", torch.randn(1, 2))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_an_engine_that_answers_wrongly_never_passes(bits, share, quantize, residual, images, tmp_path, monkeypatch):
+    gm = quantize(residual, images, weight=8, activation=bits)
+    wrong = [gm.eval()(images).detach() * share]
+    monkeypatch.setattr("fxcompress.lowering.lowered.OnnxRuntime.run", lambda *args, **kwargs: wrong)
+    with pytest.raises(LoweringError, match="ONNX Runtime differs from the model by"):
+        lower(gm, tmp_path / "model.onnx", images)

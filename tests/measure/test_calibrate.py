@@ -139,7 +139,7 @@ def test_a_tied_weight_is_observed_once():
 
 def test_missing_data():
     message = (
-        r"calibrating the inputs of 2 tensors \(the first is the input of 'a'\) needs data: pass data=loader, any "
+        r"step quantize needs data to calibrate 2 inputs \(the first is that of 'a'\): pass data=loader, any "
         "iterable of batches, or use a policy that quantizes weights only, such as 'w8'"
     )
     with pytest.raises(NotReadyError, match=message):

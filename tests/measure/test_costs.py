@@ -188,7 +188,7 @@ def test_bops_of_a_depthwise_convolution_called_twice():
 
 
 def test_bops_without_shapes():
-    message = "bit operations need the shapes that flow through the model: pass example_inputs=... or data=..."
+    message = "budget bops needs the shapes that flow through the model: pass example_inputs=... or data=..."
     with pytest.raises(NotReadyError, match=message):
         prices(stepped(Net()), bops)
 
@@ -262,7 +262,7 @@ def test_a_table_without_the_entry(tmp_path):
 
 
 def test_latency_without_shapes(tmp_path):
-    with pytest.raises(NotReadyError, match="a latency budget needs the shapes that flow through the model"):
+    with pytest.raises(NotReadyError, match="budget latency needs the shapes that flow through the model"):
         prices(stepped(Net()), latency, table=write_table(tmp_path))
 
 

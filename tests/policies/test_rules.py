@@ -126,4 +126,11 @@ def test_a_long_list_of_layers_is_cut():
 
 def test_a_rule_without_a_file_is_known_by_its_number():
     with pytest.raises(PolicyError, match=r"^quantize: rule 1: names: 'a' matches no layer"):
-        match([QuantizeRule(select={"names": ["a"]})], SUBJECTS, KINDS, "quantize")
+        match([QuantizeRule(select={"names": ["a"]}, weight={"bits": 8})], SUBJECTS, KINDS, "quantize")
+
+
+def test_a_rule_that_states_nothing():
+    with pytest.raises(
+        PolicyError, match=r"p.yaml:3: steps\[0\].rules\[0\]: the rule states nothing; write what is to be"
+    ):
+        parse("version: 1\nsteps:\n- {kind: prune, rules: [{select: {names: [fc]}}]}", "p.yaml")
