@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fxcompress.errors import CompressError
 from fxcompress.pipeline import transform
 from fxcompress.planning.holder import plan_of
 from fxcompress.policies import dump, parse
+from fxcompress.staging import staged
 
 MODEL, POLICY = "model.safetensors", "policy.yaml"
 
@@ -26,17 +26,14 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """
     plan = dump(plan_of(model))
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     owners = _owners(getattr(model, "_orig_mod", model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in owners.items()}
     # The model's file holds the plan too, and tells which policy.yaml it replaces: should the machine stop between
     # the two files, load goes on from the one that is complete.
     metadata = {"plan": plan, "replaces": _digest(_text(folder / POLICY))}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
-        save_file(tensors, Path(staging, MODEL), metadata=metadata)
-        Path(staging, POLICY).write_text(plan, "utf-8")
-        for name in (MODEL, POLICY):
-            os.replace(Path(staging, name), folder / name)
+    with staged(folder, MODEL, POLICY) as staging:
+        save_file(tensors, staging / MODEL, metadata=metadata)
+        (staging / POLICY).write_text(plan, "utf-8")
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module, *, example_inputs: Any = None) -> fx.GraphModule:

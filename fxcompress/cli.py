@@ -20,6 +20,7 @@ from fxcompress.lowering.lowered import lower as lower_model
 from fxcompress.policies import Plan, Policy, RuleStep, read, show
 from fxcompress.policies import schema as policy_schema
 from fxcompress.policies.reference import is_dotted, load_attribute
+from fxcompress.policies.rules import place
 from fxcompress.reporting.report import report as make_report
 
 _out, _err = Console(), Console(stderr=True)
@@ -89,7 +90,7 @@ def check(policy: PolicyArgument, model: OptionalModel = None, builtin_only: Bui
         for step, said in zip(wanted.steps, matched, strict=True):
             for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ()):
                 names = [m.subject.name for m in said if index in m.by]
-                where = rule.at or f"{step.kind} rule {index + 1}"
+                where = place(rule, step.kind, index)
                 _out.print(f"{where}: {len(names)} layers: {', '.join(names)}", highlight=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from fxcompress.nn import Choice, Mask, Quantizer
 from fxcompress.nn.functional import central_kernel, folded_bias, folded_weight
 
 INSERTED = (Quantizer, Mask, Choice)
+QUANTIZER_CHOICE, MASK_CHOICE = "_quantizer_choice", "_mask_choice"  # what follows a tensor's name in a Choice's
 _DERIVED = (folded_weight, folded_bias, central_kernel)  # what computes one parameter from another
 
 
@@ -32,11 +33,19 @@ def first_argument(node: fx.Node) -> fx.Node:
     return source
 
 
+def chain_under(gm: fx.GraphModule, node: Any) -> list[fx.Node]:
+    """Return the inserted calls that end at a node, in the order they are applied; none where it is not inserted."""
+    found: list[fx.Node] = []
+    while inserted(gm, node):
+        found.insert(0, node)
+        node = first_argument(node)
+    return found
+
+
 def tensor_under(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """Return the tensor on which a chain of inserted modules sits: the node before the first of them."""
-    while inserted(gm, node):
-        node = first_argument(node)
-    return node
+    chain = chain_under(gm, node)
+    return first_argument(chain[0]) if chain else node
 
 
 def parameter_under(gm: fx.GraphModule, node: Any) -> str | None:
@@ -51,6 +60,11 @@ def parameter_under(gm: fx.GraphModule, node: Any) -> str | None:
             return None
         node = node.args[0]
     return None
+
+
+def tensor_of_choice(name: str) -> str | None:
+    """Return the name of the tensor that a Choice sits on, None for a Choice of operators or of another pass."""
+    return next((name.removesuffix(end) for end in (QUANTIZER_CHOICE, MASK_CHOICE) if name.endswith(end)), None)
 
 
 def get_tensor(gm: fx.GraphModule, name: str) -> Tensor:

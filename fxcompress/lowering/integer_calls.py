@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxcompress.graph.edit import constant_value, inserted, is_constant, module_of
+from fxcompress.graph.edit import chain_under, constant_value, is_constant, module_of
 from fxcompress.graph.operators import operator_of
 from fxcompress.lowering.clamps import clamp_bounds
 from fxcompress.nn import Quantizer
@@ -32,12 +32,8 @@ class IntegerCall:
 
 def quantizer_under(gm: fx.GraphModule, node: Any) -> Quantizer | None:
     """Return the Quantizer in the chain of inserted modules that ends at `node`."""
-    while inserted(gm, node):
-        module = module_of(gm, node)
-        if isinstance(module, Quantizer):
-            return module
-        node = node.args[0]
-    return None
+    modules = (module_of(gm, call) for call in chain_under(gm, node))
+    return next((module for module in modules if isinstance(module, Quantizer)), None)
 
 
 def activations(gm: fx.GraphModule) -> dict[fx.Node, Quantizer]:

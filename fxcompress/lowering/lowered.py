@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import LoweringError
 from fxcompress.lowering.engine import OnnxRuntime
 from fxcompress.lowering.integer_calls import activations
-from fxcompress.lowering.onnx import OPSET, staged, write_onnx
+from fxcompress.lowering.onnx import OPSET, file_names, write_onnx
 from fxcompress.lowering.private import arguments_for, private_copy
+from fxcompress.staging import staged
 
 _FLOAT_DIFFERENCE = 1e-3  # what the order of float32 sums makes in deep networks, with room
 _STEPS = 12
@@ -69,7 +70,8 @@ def lower(
             expected = _tensors(private(*arguments.args, **arguments.kwargs))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise LoweringError(f"the model does not run on the example inputs: {error}") from error
-    with staged(path) as file:
+    with staged(path.parent, *file_names(path)) as folder:
+        file = folder / path.name
         weight_bytes = write_onnx(private, file, arguments, opset)
         size = sum(written.stat().st_size for written in file.parent.iterdir())
         engine = OnnxRuntime(file)

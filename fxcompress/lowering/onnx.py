@@ -2,10 +2,7 @@
 
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +14,7 @@ from fxcompress.errors import LoweringError
 from fxcompress.graph.inputs import Arguments
 from fxcompress.lowering.bake import bake
 from fxcompress.lowering.private import arguments_for, private_copy, require
+from fxcompress.staging import staged
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,18 +33,14 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: 
     Raises LoweringError where a Choice is open, the model cannot be exported or a package is not installed,
     NotReadyError where a Quantizer has no range.
     """
-    with staged(Path(path)) as file:
-        write_onnx(private_copy(model), file, arguments_for(model, example_inputs), opset)
+    path = Path(path)
+    with staged(path.parent, *file_names(path)) as folder:
+        write_onnx(private_copy(model), folder / path.name, arguments_for(model, example_inputs), opset)
 
 
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and move what was written there to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fxcompress-", dir=path.parent) as directory:
-        yield Path(directory) / path.name
-        for file in sorted(Path(directory).iterdir(), reverse=True):  # the data before the file that names it
-            os.replace(file, path.parent / file.name)
+def file_names(path: Path) -> tuple[str, str]:
+    """Return the names of the files that an export may write, the data before the file that names it."""
+    return f"{path.name}.data", path.name
 
 
 def write_onnx(private: nn.Module, path: Path, arguments: Arguments, opset: int) -> int:

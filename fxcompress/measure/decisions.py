@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxcompress.errors import PolicyError
 from fxcompress.graph import Layer, layers
-from fxcompress.graph.edit import inserted, module_of
+from fxcompress.graph.edit import chain_under, module_of, tensor_of_choice
 from fxcompress.nn import Choice
 
 _MOST_OPTIONS = 4096
@@ -94,8 +94,8 @@ def _decision(gm: fx.GraphModule, variables: Sequence[Sequence[str]], touched: M
         settings = {layer: _settings(gm, found, picks) for layer, found in touched.items()}
         options.append(Option(", ".join(combination), picks, settings))
     runs = dict.fromkeys(run for found in touched.values() for run in (*found.weights, *found.inputs))
-    name = variables[0][0].removesuffix("_quantizer_choice").removesuffix("_mask_choice")
-    return Decision(name, tuple(runs), tuple(options), tuple(touched))
+    first = variables[0][0]
+    return Decision(tensor_of_choice(first) or first, tuple(runs), tuple(options), tuple(touched))
 
 
 def _settings(gm: fx.GraphModule, found: _Open, picks: Mapping[str, str]) -> dict[str, Any]:
@@ -111,12 +111,7 @@ def _open(gm: fx.GraphModule, layer: Layer) -> _Open:
 
 
 def _run(gm: fx.GraphModule, edge: Any) -> Run:
-    found: list[str] = []
-    while inserted(gm, edge):
-        if isinstance(module_of(gm, edge), Choice):
-            found.insert(0, str(edge.target))
-        edge = edge.args[0]
-    return tuple(found)
+    return tuple(str(node.target) for node in chain_under(gm, edge) if isinstance(module_of(gm, node), Choice))
 
 
 def choice_of(gm: fx.GraphModule, name: str) -> Choice:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from fxcompress.graph.mode import eval_mode
 from fxcompress.nn import Choice, Quantizer
 
 
@@ -20,14 +21,11 @@ def float_mode(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, Quantizer) and module.enabled and module not in offered
     ]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     for quantizer in off:
         quantizer.enabled = False
     try:
-        yield
+        with eval_mode(model):
+            yield
     finally:
         for quantizer in off:
             quantizer.enabled = True
-        for module, mode in modes:
-            module.training = mode

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxcompress.errors import NotReadyError
+from fxcompress.graph.edit import tensor_of_choice
 from fxcompress.graph.inputs import Batch, batches
 from fxcompress.measure.decisions import Decision, Run, perturbations
 from fxcompress.measure.float_mode import float_mode
@@ -103,7 +104,7 @@ def _measure(
 def _refuse_nonfinite(measured: Mapping[Run, _Measured], batch: int) -> None:
     for chain, found in measured.items():
         if not all(map(math.isfinite, found.curvature)):
-            tensor = chain[0].removesuffix("_mask_choice").removesuffix("_quantizer_choice")
+            tensor = tensor_of_choice(chain[0]) or chain[0]
             raise NotReadyError(f"the loss of batch {batch} has no finite second derivative in {tensor!r}")
 
 

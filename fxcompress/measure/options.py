@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from fxcompress.graph import Layer, layers
-from fxcompress.graph.edit import constant_value, inserted, module_of, tensor_under
+from fxcompress.graph.edit import chain_under, constant_value, module_of, tensor_under
 from fxcompress.graph.shapes import Shapes, macs
 from fxcompress.nn import Choice, Mask, Quantizer
 
@@ -80,8 +80,8 @@ def survey(gm: fx.GraphModule, shapes: Shapes | None) -> Survey:
     found: Survey = {}
     plain: set[str] = set()
     for layer in layers(gm):
-        stages = [_stage(gm, node, "weight") for edge in layer.weight_edges() for node in _inserted_on(gm, edge)]
-        stages += [_stage(gm, node, "input") for edge in layer.input_edges()[:1] for node in _inserted_on(gm, edge)]
+        stages = [_stage(gm, node, "weight") for edge in layer.weight_edges() for node in chain_under(gm, edge)]
+        stages += [_stage(gm, node, "input") for edge in layer.input_edges()[:1] for node in chain_under(gm, edge)]
         always = _weight(gm, layer, plain) | _work(gm, layer, shapes)
         found[layer.name] = Surveyed(layer, tuple(stages), always)
     return found
@@ -108,15 +108,6 @@ def _work(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> dict[str, 
         "macs": macs(gm, layer, shapes),
         "input_shapes": tuple(shapes.get(argument, ()) for argument in first),
     }
-
-
-def _inserted_on(gm: fx.GraphModule, edge: Any) -> list[fx.Node]:
-    """Return the nodes of the modules that passes put on an edge, the one nearest to its end first."""
-    found = []
-    while inserted(gm, edge):
-        found.append(edge)
-        edge = edge.args[0]
-    return found
 
 
 def _stage(gm: fx.GraphModule, node: fx.Node, on: str) -> _Stage:

@@ -20,13 +20,6 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return torch.cat([_pack(part, bits) for part in codes.flatten().split(_CHUNK)])
 
 
-def unpack(packed: Tensor, bits: int, numel: int) -> Tensor:
-    """Return the `numel` signed codes of `bits` bits, as int8, that `pack` put into `packed`."""
-    stream = (packed.unsqueeze(1) >> torch.arange(7, -1, -1, dtype=torch.uint8) & 1).flatten()
-    places = torch.tensor([-(2 ** (bits - 1)), *(2**place for place in reversed(range(bits - 1)))])
-    return (stream[: numel * bits].view(numel, bits) * places).sum(1).to(torch.int8)
-
-
 def _pack(codes: Tensor, bits: int) -> Tensor:
     places = torch.arange(bits - 1, -1, -1, dtype=torch.int16)
     stream = (codes.unsqueeze(1).to(torch.int16) >> places & 1).flatten().to(torch.uint8)

@@ -10,7 +10,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.operators import KINDS
 from fxcompress.policies import RuleStep, Step
-from fxcompress.policies.rules import Matched, Subject, match
+from fxcompress.policies.rules import Matched, Subject, match, place
 
 
 @singledispatch
@@ -43,7 +43,7 @@ def selected_layers(spec: RuleStep, gm: fx.GraphModule) -> Sequence[Selected]:
     by_name = {layer.name: layer for layer in layers(gm)}
     found: list[Selected] = []
     for subject, rule, by in select(spec, gm):
-        at = spec.rules[by[-1]].at or f"{spec.kind} rule {by[-1] + 1}"
+        at = place(spec.rules[by[-1]], spec.kind, by[-1])
         found.append(Selected(by_name[subject.name], rule, at))
     return found
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
-from fxcompress.graph.edit import constant_value, insert, inserted
+from fxcompress.graph.edit import MASK_CHOICE, constant_value, insert, inserted
 from fxcompress.nn import Choice, Mask
 from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
 from fxcompress.passes.tensors import WeightTensor, refuse_second, weight_tensors
@@ -47,7 +47,7 @@ def _insert(selected: Selected, tensor: WeightTensor, gm: fx.GraphModule) -> Non
     if is_open(sparsity):
         options = {sparsity_label(share): _mask(weight, share) for share in sparsity}
         settings = {sparsity_label(share): {"sparsity": share} for share in sparsity}
-        name, module = f"{tensor.name}_mask_choice", Choice(options, settings)
+        name, module = f"{tensor.name}{MASK_CHOICE}", Choice(options, settings)
     else:
         name, module = f"{tensor.name}_mask", _mask(weight, sparsity)
     for node in tensor.nodes:

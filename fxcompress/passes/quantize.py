@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from fxcompress.errors import PassError, PolicyError
 from fxcompress.graph import Layer
-from fxcompress.graph.edit import insert, tensor_under
+from fxcompress.graph.edit import QUANTIZER_CHOICE, insert, tensor_under
 from fxcompress.nn import Choice, Quantizer
 from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
 from fxcompress.passes.tensors import WeightTensor, end_of_chain, refuse_second, weight_tensors
@@ -98,15 +98,15 @@ def _insert(gm: fx.GraphModule, name: str, placement: _Placement, known: tuple[f
         return
     modules = [_quantizer(bits, spec, layer, gm, known) for bits in options]
     module: nn.Module = modules[0]
-    suffix = "quantizer"
+    suffix = "_quantizer"
     if is_open(spec.bits):
         field = "weight.bits" if isinstance(spec, WeightSpec) else "input.bits"
         labels = [one.dtype_name if isinstance(one, Quantizer) else "float" for one in modules]
         settings = {label: {field: bits} for label, bits in zip(labels, options, strict=True)}
-        module, suffix = Choice(dict(zip(labels, modules, strict=True)), settings), "quantizer_choice"
+        module, suffix = Choice(dict(zip(labels, modules, strict=True)), settings), QUANTIZER_CHOICE
     for node, users in placement.nodes.items():
         refuse_second(gm, node, Quantizer, placement.at)
-        insert(gm, end_of_chain(gm, node), f"{name}_{suffix}", module, users)
+        insert(gm, end_of_chain(gm, node), f"{name}{suffix}", module, users)
 
 
 def _quantizer(

@@ -8,6 +8,7 @@ from torch import fx
 from fxcompress.errors import PassError
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import inserted, module_of, tensor_under
+from fxcompress.graph.operators import argument_node
 from fxcompress.nn import Choice, Mask, Quantizer
 
 
@@ -33,7 +34,9 @@ def _tensors_of(gm: fx.GraphModule, owner: str, tied: list[Layer]) -> list[Weigh
     folded: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for layer in tied:
         for call in layer.calls:
-            base = tensor_under(gm, call.args[layer.operator.weight])  # type: ignore[index,arg-type]
+            weight = argument_node(call, layer.operator.weight)
+            assert weight is not None  # a layer with an owner has a weight
+            base = tensor_under(gm, weight)
             (plain if base.op == "get_attr" else folded)[base].append(call)
     groups = [(tuple(plain), [call for calls in plain.values() for call in calls])] if plain else []
     groups += [((node,), calls) for node, calls in folded.items()]

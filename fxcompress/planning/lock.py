@@ -15,7 +15,7 @@ from fxcompress.planning.prices import Price
 from fxcompress.planning.resolved import Settings, resolved, without_resolved
 from fxcompress.policies import Plan, Policy, Quantize, RuleStep, Step
 from fxcompress.policies.policy import BudgetRecord, LayerRecord, Record, Search, Solution, Totals
-from fxcompress.policies.rules import Matched
+from fxcompress.policies.rules import Matched, place
 from fxcompress.version import VERSION
 
 Said = Sequence[Sequence[Matched[Any]]]  # what the rules of each step matched
@@ -97,7 +97,7 @@ def _matched(policy: Policy, matched: Said) -> dict[str, tuple[str, ...]]:
 
 def _place(step: RuleStep, index: int) -> str:
     """Name a rule by file and line; without the folder, so that a plan does not depend on where the policy lies."""
-    return Path(step.rules[index].at).name or f"{step.kind} rule {index + 1}"
+    return Path(place(step.rules[index], step.kind, index)).name
 
 
 def _solved(search: Search, original: Mapping[str, int], decided: Decided) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fxcompress.graph.edit import tensor_of_choice
 from fxcompress.measure.options import LayerOption, Survey
 from fxcompress.policies import Prune, Quantize, Resolve, Step, Supernet
 from fxcompress.policies.rules import Matched, is_open
 
 Settings = dict[str, dict[str, Any]]  # decided fields of each layer, in the policy's words
-
-_OURS = ("_quantizer_choice", "_mask_choice")
 
 
 def resolved(steps: Sequence[Step], matched: Sequence[Sequence[Matched[Any]]], layers: Survey) -> Settings:
@@ -30,7 +29,7 @@ def without_resolved(step: Step, settings: Mapping[str, Mapping[str, Any]]) -> S
     if not isinstance(step, Resolve):
         return step
     decided = {f"{name}_choice" for name, fields in settings.items() if "kernel_size" in fields}
-    left = {n: label for n, label in step.choose.items() if not n.endswith(_OURS) and n not in decided}
+    left = {n: label for n, label in step.choose.items() if tensor_of_choice(n) is None and n not in decided}
     return step.replaced(choose=left) if left else None
 
 

@@ -60,6 +60,11 @@ def _merge(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def place(rule: Rule, step: str, index: int) -> str:
+    """Say where a rule of a step stands: file and line, or its number where it was not read from a file."""
+    return rule.at or f"{step} rule {index + 1}"
+
+
 R = TypeVar("R", bound=Rule)
 
 
@@ -78,7 +83,7 @@ def match(rules: Sequence[R], subjects: Sequence[Subject], kinds: Collection[str
     nothing, with the nearest names.
     """
     for index, rule in enumerate(rules):
-        _refuse_unmatched(rule, rule.at or f"{step}: rule {index + 1}", subjects, kinds)
+        _refuse_unmatched(rule, place(rule, step, index), subjects, kinds)
     found: list[Matched[R]] = []
     for subject in subjects:
         by = tuple(index for index, rule in enumerate(rules) if rule.select.matches(subject))

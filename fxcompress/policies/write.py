@@ -4,12 +4,12 @@ import io
 import os
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from fxcompress.policies.base import Strict
+from fxcompress.staging import staged
 
 
 def dump(policy: Strict) -> str:
@@ -42,13 +42,7 @@ def _fits_a_line(value: Any) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole or not at all: to a temporary name beside it, then rename."""
+    """Write a text file whole or not at all; its folder is made where it does not exist."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
-    try:
-        temporary.write_text(text, "utf-8")  # not mkstemp, whose files nobody else may read
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with staged(target.parent, target.name) as folder:
+        (folder / target.name).write_text(text, "utf-8")

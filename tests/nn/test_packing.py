@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fxcompress.nn import packing
-from fxcompress.nn.packing import pack, packed_bytes, unpack
+from fxcompress.nn.packing import pack, packed_bytes
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,6 @@ def test_pack_is_a_stream_of_bits(bits):
     assert packed.dtype == torch.uint8
     assert packed.numel() == packed_bytes(111, bits)
     np.testing.assert_array_equal(packed.numpy(), expected)
-    np.testing.assert_array_equal(unpack(packed, bits, 111).numpy(), codes.ravel())
 
 
 def test_pack_in_chunks(monkeypatch):

@@ -101,42 +101,31 @@ def test_a_folded_weight_is_masked_by_its_own_magnitudes(do):
     assert mask_of(gm).flatten().tolist() == [True, False]
 
 
-class Tied(nn.Module):
-    """Two layers with one weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
-def test_a_tied_weight_has_one_mask(do, reads):
+def test_a_tied_weight_has_one_mask(do, reads, tied):
     reads(
-        do(capture(Tied()), Prune(rules=({"sparsity": 0.5},))),
+        do(capture(tied), Prune(rules=({"sparsity": 0.5},))),
         """
         x: input
         a_weight = a.weight
         a_weight_mask = Mask(50% zeros)(a_weight)
         a = linear(x, a_weight_mask, None)
+        a_1 = linear(a, a_weight_mask, None)
         b_weight = b.weight
         a_weight_mask_1 = Mask(50% zeros)(b_weight)
-        b = linear(a, a_weight_mask_1, None)
+        b = linear(a_1, a_weight_mask_1, None)
         return b
         """,
     )
 
 
-def test_rules_that_disagree_on_a_tied_weight(do):
+def test_rules_that_disagree_on_a_tied_weight(do, tied):
     rules = ({"sparsity": 0.5}, {"select": {"names": ["b"]}, "sparsity": 0.25})
     message = (
         "weight 'a.weight' is shared by 'a' and 'b', but their rules disagree: prune rule 1 says sparsity 0.5, "
         "prune rule 2 says 0.25; state one for both"
     )
     with pytest.raises(PassError, match=message):
-        do(capture(Tied()), Prune(rules=rules))
+        do(capture(tied), Prune(rules=rules))
 
 
 @pytest.mark.parametrize("second", [0.75, (0.0, 0.75)])

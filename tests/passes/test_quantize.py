@@ -29,29 +29,6 @@ def net():
     return model
 
 
-class Residual(nn.Module):
-    """Two layers share the input; an add joins what they make."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-
-    def forward(self, x):
-        return self.a(x) + self.b(x)
-
-
-class Tied(nn.Module):
-    """Two layers with one weight, the first of them called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.b(self.a(self.a(x)))
-
-
 def test_weights_and_inputs_as_text(do, reads):
     gm = capture(net())
     reads(
@@ -138,10 +115,10 @@ def test_channels_of_every_kind(layer, shape, axis, do):
     torch.testing.assert_close(gm(x), layer(x))
 
 
-def test_a_shared_input_has_one_quantizer(do, reads):
+def test_a_shared_input_has_one_quantizer(do, reads, residual):
     adds = {"select": {"ops": ["add"]}, "input": {"bits": 6}}
     reads(
-        do(capture(Residual()), quantize({"input": {"bits": 8}}, adds)),
+        do(capture(residual), quantize({"input": {"bits": 8}}, adds)),
         """
         x: input
         x_quantizer = Quantizer(uint8, per tensor)(x)
@@ -155,9 +132,9 @@ def test_a_shared_input_has_one_quantizer(do, reads):
     )
 
 
-def test_only_the_layers_that_rules_name_see_the_quantizer(do, reads):
+def test_only_the_layers_that_rules_name_see_the_quantizer(do, reads, residual):
     reads(
-        do(capture(Residual()), quantize({"select": {"names": ["b"]}, "input": {"bits": 8}})),
+        do(capture(residual), quantize({"select": {"names": ["b"]}, "input": {"bits": 8}})),
         """
         x: input
         x_quantizer = Quantizer(uint8, per tensor)(x)
@@ -185,8 +162,8 @@ def test_an_operator_with_one_tensor_twice(do, reads):
     )
 
 
-def test_a_tied_weight_has_one_quantizer(do, reads):
-    gm = do(capture(Tied()), quantize({"weight": {"bits": 4}}))
+def test_a_tied_weight_has_one_quantizer(do, reads, tied):
+    gm = do(capture(tied), quantize({"weight": {"bits": 4}}))
     reads(
         gm,
         """
@@ -204,8 +181,8 @@ def test_a_tied_weight_has_one_quantizer(do, reads):
     assert list(quantizers(gm)) == ["a.weight_quantizer"]
 
 
-def test_open_bits_become_a_choice(do, reads):
-    gm = do(capture(Residual()), quantize({"weight": {"bits": (4, "float")}, "input": {"bits": (4, 8)}}))
+def test_open_bits_become_a_choice(do, reads, residual):
+    gm = do(capture(residual), quantize({"weight": {"bits": (4, "float")}, "input": {"bits": (4, 8)}}))
     reads(
         gm,
         """

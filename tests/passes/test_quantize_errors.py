@@ -13,72 +13,49 @@ def quantize(*rules):
     return Quantize(rules=rules)
 
 
-class Residual(nn.Module):
-    """Two layers share the input; an add joins what they make."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-
-    def forward(self, x):
-        return self.a(x) + self.b(x)
-
-
-class Tied(nn.Module):
-    """Two layers with one weight, the first of them called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.b(self.a(self.a(x)))
-
-
-def test_without_calibration_it_is_not_ready(do):
-    gm = do(capture(Residual()), quantize({"weight": {"bits": 8}}))
+def test_without_calibration_it_is_not_ready(do, residual):
+    gm = do(capture(residual), quantize({"weight": {"bits": 8}}))
     with pytest.raises(NotReadyError, match=r"Quantizer\(int8, per channel\) was called before it got a range"):
         gm(torch.randn(1, 2))
 
 
-def test_rules_that_disagree_on_a_shared_input(do):
+def test_rules_that_disagree_on_a_shared_input(do, residual):
     rules = ({"input": {"bits": 8}}, {"select": {"names": ["b"]}, "input": {"bits": 4}})
     message = (
         "tensor 'x' is shared by 'a' and 'b', but their rules disagree: "
         "quantize rule 1 says {'bits': 8}, quantize rule 2 says {'bits': 4}; state one for both"
     )
     with pytest.raises(PassError, match=message):
-        do(capture(Residual()), quantize(*rules))
+        do(capture(residual), quantize(*rules))
 
 
-def test_rules_that_disagree_on_a_tied_weight(do):
+def test_rules_that_disagree_on_a_tied_weight(do, tied):
     rules = ({"weight": {"bits": 8}}, {"select": {"names": ["b"]}, "weight": {"per": "tensor"}})
     message = "tensor 'a.weight' is shared by 'a' and 'b', but their rules disagree: quantize rule 1 says"
     with pytest.raises(PassError, match=message):
-        do(capture(Tied()), quantize(*rules))
+        do(capture(tied), quantize(*rules))
 
 
-def test_a_second_step_on_the_same_tensor(do):
+def test_a_second_step_on_the_same_tensor(do, residual):
     message = (
         r"quantize rule 1: tensor 'x' already has Quantizer\(uint8, per tensor\) from an earlier step; "
         "state it in one step"
     )
     rules = ({"select": {"names": [name]}, "input": {"bits": 8}} for name in "ab")
     with pytest.raises(PassError, match=message):
-        do(capture(Residual()), *map(quantize, rules))
+        do(capture(residual), *map(quantize, rules))
 
 
 @pytest.mark.parametrize("field", ["weight", "input"])
-def test_a_rule_without_bits(field, do):
+def test_a_rule_without_bits(field, do, residual):
     message = f"quantize rule 1: {field} of 'a' has no bits; write for example '{field}: {{bits: 8}}'"
     with pytest.raises(PolicyError, match=message):
-        do(capture(Residual()), quantize({field: {"symmetric": True}}))
+        do(capture(residual), quantize({field: {"symmetric": True}}))
 
 
-def test_a_rule_for_the_weight_of_an_add(do):
+def test_a_rule_for_the_weight_of_an_add(do, residual):
     with pytest.raises(PassError, match=r"quantize rule 1: 'add' \(add\) has no weight; state its input"):
-        do(capture(Residual()), quantize({"select": {"ops": ["add"]}, "weight": {"bits": 8}}))
+        do(capture(residual), quantize({"select": {"ops": ["add"]}, "weight": {"bits": 8}}))
 
 
 def test_a_range_of_no_tensor(do):

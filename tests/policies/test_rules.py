@@ -125,7 +125,7 @@ def test_a_long_list_of_layers_is_cut():
 
 
 def test_a_rule_without_a_file_is_known_by_its_number():
-    with pytest.raises(PolicyError, match=r"^quantize: rule 1: names: 'a' matches no layer"):
+    with pytest.raises(PolicyError, match=r"^quantize rule 1: names: 'a' matches no layer"):
         match([QuantizeRule(select={"names": ["a"]}, weight={"bits": 8})], SUBJECTS, KINDS, "quantize")
 
 
