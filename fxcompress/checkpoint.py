@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import CompressError
+from fxcompress.graph.ties import memory
 from fxcompress.pipeline import transform
 from fxcompress.planning.holder import plan_of
 from fxcompress.policies import dump, parse
@@ -53,6 +54,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module, *, example_inputs:
             "plan with transform(model, plan)"
         )
     plan = parse(metadata["plan"], str(folder / POLICY))
+    if plan.capture in ("export", "islands") and example_inputs is None:
+        raise CompressError(f"{folder} was captured by {plan.capture}, which runs the model: pass example_inputs=...")
     try:
         gm = transform(model, plan, example_inputs=example_inputs)
     except CompressError as error:
@@ -72,8 +75,8 @@ def _digest(text: str) -> str:
 def _owners(model: nn.Module) -> dict[str, Tensor]:
     """Return each tensor of the state under its first name; tied names come once."""
     state = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    return {name: tensor for name, tensor in state.items() if first.setdefault(id(tensor), name) == name}
+    first: dict[Any, str] = {}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(memory(tensor), name) == name}
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

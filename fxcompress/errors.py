@@ -13,7 +13,14 @@ class PolicyError(CompressError):
 
 
 class CaptureError(CompressError):
-    """The model could not be turned into a graph, or the graph does not compute what the model does."""
+    """The model could not be turned into a graph, or the graph does not compute what the model does.
+
+    `place` is the `file:line` of the model's code that cannot be followed and `line` its text; "" where not known.
+    """
+
+    def __init__(self, message: str, *, place: str = "", line: str = "") -> None:
+        super().__init__(message)
+        self.place, self.line = place, line
 
 
 class PassError(CompressError):

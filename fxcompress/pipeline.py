@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcompress.graph import capture, verify
+from fxcompress.graph import capture as capture_model
+from fxcompress.graph import verify
 from fxcompress.graph.inputs import Examples, examples, rereadable
 from fxcompress.graph.shapes import shapes
 from fxcompress.measure.calibrate import calibrate
+from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.hessian import Loss
 from fxcompress.passes import apply
 from fxcompress.passes.apply import select
@@ -19,6 +21,7 @@ from fxcompress.planning.holder import hold
 from fxcompress.planning.lock import lock
 from fxcompress.planning.prices import float_prices
 from fxcompress.policies import Plan, Policy, RuleStep, Step, read
+from fxcompress.policies.policy import Way
 from fxcompress.policies.rules import Matched
 
 AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
@@ -31,23 +34,20 @@ def transform(
     example_inputs: Any = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    capture: Way | None = None,
 ) -> fx.GraphModule:
     """Return a compressed copy of `model` as the policy or plan says; `model` is not changed.
 
     `policy` is a preset's name, a file, a mapping, a Policy, or a Plan, which is applied without measuring again.
     `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` is any
-    iterable of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. The result
-    is called, trained, moved and saved like the original, under the original parameter names.
+    iterable of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. `capture`
+    says how the model becomes a graph, in the place of the policy's word. The result is called, trained, moved and
+    saved like the original, under the original parameter names.
     Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
     """
-    wanted = read(policy)
     data = rereadable(data)
-    decided = (
-        wanted
-        if isinstance(wanted, Plan)
-        else plan(model, wanted, example_inputs=example_inputs, data=data, loss=loss)
-    )
-    gm, known = checked_capture(model, example_inputs, data)
+    decided = plan(model, policy, example_inputs=example_inputs, data=data, loss=loss, capture=capture)
+    gm, known = checked_capture(model, example_inputs, data, decided.capture)
     run(decided.steps, gm)
     calibrate(gm, data, known.positional)
     return hold(gm, decided)
@@ -60,31 +60,35 @@ def plan(
     example_inputs: Any = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    capture: Way | None = None,
 ) -> Plan:
     """Return the policy with every decision made, what it costs and why; takes and raises what `transform` does."""
     wanted = read(policy)
+    if capture is not None:
+        wanted = wanted.model_copy(update={"capture": capture})
     if isinstance(wanted, Plan):
         return wanted
     data = rereadable(data)
     if wanted.search is not None:
         refuse_missing_inputs(wanted.search, data, loss)
-    gm, known = checked_capture(model, example_inputs, data)
+    gm, known = checked_capture(model, example_inputs, data, wanted.capture)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
     matched = run(wanted.steps, gm)
     ranges = calibrate(gm, data, known.positional)
     if wanted.search is None:
         take_active(gm)
-    flow = shapes(gm, known.inputs)
+    with float_mode(gm):  # a model on the meta device has no values to quantize
+        flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
     return lock(wanted, matched, ranges, gm, original, flow, decision)
 
 
 def checked_capture(
-    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None
+    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None, way: Way = "auto"
 ) -> tuple[fx.GraphModule, Examples]:
     """Capture the model and run the graph beside it, on the example inputs or else on a sample of the data."""
     known = examples(model, example_inputs, data)
-    return capture(model, known.inputs), known
+    return capture_model(model, known.inputs, way=way), known
 
 
 def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[list[Matched[Any]]]:

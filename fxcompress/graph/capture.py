@@ -1,30 +1,45 @@
 """Capture: a private copy of a model as a graph in normal form, checked against the original."""
 
-import copy
-import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.compare import refuse_difference, run
-from fxcompress.graph.inputs import Arguments, as_arguments
-from fxcompress.graph.mode import eval_mode, observed_mode, takes_only_bool
+from fxcompress.graph.counting import counted
+from fxcompress.graph.coverage import Reasons, Tried, cover, coverage, set_coverage
+from fxcompress.graph.export import export
+from fxcompress.graph.inputs import Arguments, as_arguments, fixed_arguments, refuse_nested
+from fxcompress.graph.islands import islands
+from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.module import CapturedModule, module_around
+from fxcompress.graph.module_kinds import is_kept
 from fxcompress.graph.normalize import normalize
-from fxcompress.graph.symbolic import trace, user_line
+from fxcompress.graph.regions import Islands
+from fxcompress.graph.shell import private_copy, shell
+from fxcompress.graph.symbolic import trace
+from fxcompress.policies.policy import Way
+
+_WAYS: tuple[Way, ...] = get_args(Way)[1:]
 
 
-def capture(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
+def capture(model: nn.Module, example_inputs: Any = None, *, way: Way = "auto", copy: bool = True) -> fx.GraphModule:
     """Return a private copy of `model` as a graph in which every weight is an edge; `model` is not changed.
 
     Convolutions, linear layers and embeddings become function calls on `get_attr` nodes under the original qualified
     names of the parameters; batch norm and dropout stay modules, so that train and eval mode work. With
     `example_inputs` (one tensor, a tuple of positional arguments or a dict of keyword arguments) the graph is run
-    beside the original. A captured graph is copied as it is.
+    beside the original.
+
+    `way` is `symbolic` (torch.fx), `export` (torch.export), `islands` (the model's own Python runs, its largest
+    traceable modules become graphs) or `auto`, which tries them in this order until one sees all
+    multiply-accumulates, and else takes the one that sees most; `coverage` tells what it saw. Without `copy` the
+    result shares the parameters and buffers of `model`. A captured graph is copied as it is.
 
     An argument that is None, a bool or a text in that call (or by default) chooses a path through the model: the
     graph holds that path, and refuses a call that asks for another.
@@ -32,64 +47,113 @@ def capture(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     does something else in train mode, which the graph does not.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the module
-    private, name = _copy(model), type(model).__name__
-    if isinstance(private, CapturedModule):
+    _refuse_others(model, way)
+    private = private_copy(model) if copy else shell(model)
+    if isinstance(private, CapturedModule | Islands):
         return private
-    arguments = None if example_inputs is None else as_arguments(example_inputs)
-    with eval_mode(private):
-        expected = arguments and _run(private, arguments, name)
-    fixed = _fixed_arguments(private, arguments)
-    try:
-        with observed_mode(private) as asked:
-            graph = trace(private, fixed)
-    except CaptureError as error:
-        if not takes_only_bool(error.__cause__):
-            raise
-        private, asked = _copy(model), dict([user_line(error.__cause__)])
-        with eval_mode(private):
-            graph = trace(private, fixed)
-    gm = module_around(graph, private, name)
-    normalize(gm)
-    if asked:
-        lines = ", ".join(f"{place} ({line})" for place, line in list(asked.items())[:3])
-        lines += f" and {len(asked) - 3} more" if len(asked) > 3 else ""
+    original = None if example_inputs is None else _Original(private, as_arguments(example_inputs))
+    _refuse_lazy(private)
+    found = _best(private, original) if way == "auto" else _attempt(way, private, original)
+    if found.asked:
+        lines = ", ".join(f"{place} ({line})" for place, line in list(found.asked.items())[:3])
+        lines += f" and {len(found.asked) - 3} more" if len(found.asked) > 3 else ""
+        name = type(model).__name__
         warnings.warn(f"{name} asks for its mode at {lines}: its graph holds what eval mode does", stacklevel=2)
-    if arguments is not None:
-        with eval_mode(gm):
-            refuse_difference(expected, _run(gm, arguments, f"the graph of {name}"), name)
-    return gm
+    return found.gm
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _refuse_others(model: Any, way: str) -> None:
+    if way not in get_args(Way):
+        raise CaptureError(f"capture knows no way {way!r}; write one of {', '.join(get_args(Way))}")
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(f"a model is a torch.nn.Module in Python, not {_kind(model)}")
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise CaptureError(f"a model is a torch.nn.Module in Python, not {kind}")
+    if is_kept(model):
+        raise CaptureError(f"{type(model).__name__} alone has nothing to compress; put it into nn.Sequential(model)")
     if "forward" in vars(model):
         raise CaptureError(
             f"{type(model).__name__} has a forward that was set on this one object; define it in a class of its own"
         )
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise CaptureError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+def _refuse_lazy(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise CaptureError(
+                f"the shapes of {path!r} ({type(module).__name__}) come from its first run: pass example_inputs=..."
+            )
 
 
-def _run(module: nn.Module, arguments: Arguments, name: str) -> Any:
-    try:
-        return run(module, arguments)
-    except Exception as error:
-        raise CaptureError(f"{name} does not run on the example inputs: {error}") from error
+class _Original:
+    """What the model computes on the example inputs, and where it spends its multiply-accumulates."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+        refuse_nested(arguments)
+        self.arguments, self.name = arguments, type(model).__name__
+        with eval_mode(model), counted(model) as macs:
+            self.outputs = self._run(model, self.name)
+        self.macs: Mapping[str, int] = macs
+
+    def check(self, gm: fx.GraphModule) -> None:
+        """Raise CaptureError where the graph does not compute what the model does."""
+        with eval_mode(gm):
+            refuse_difference(self.outputs, self._run(gm, f"the graph of {self.name}"), self.name)
+
+    def _run(self, model: nn.Module, name: str) -> Any:
+        try:
+            return run(model, self.arguments)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(f"{name} does not run on the example inputs: {error}") from error
 
 
-def _fixed_arguments(model: nn.Module, arguments: Arguments | None) -> Mapping[str, Any]:
-    """Return the arguments that choose a path through the model, with their values in the call or by default."""
-    signature = inspect.signature(type(model).forward)
-    try:
-        call = signature.bind_partial(model, *(arguments or Arguments()).args, **(arguments or Arguments()).kwargs)
-    except TypeError:  # a decorator shows another signature than the one that is called
-        call = signature.bind_partial(model)
-    call.apply_defaults()
-    return {name: value for name, value in call.arguments.items() if value is None or isinstance(value, bool | str)}
+class _Attempt(NamedTuple):
+    """A capture, and the lines of the model that do something else in train mode, by `file:line`."""
+
+    gm: fx.GraphModule
+    asked: Mapping[str, str]
+
+
+def _best(private: nn.Module, original: _Original | None) -> _Attempt:
+    """Return the capture of the first way that sees all, or else of the way that sees most."""
+    if original is None:  # the other ways run the model
+        return _attempt("symbolic", private, None)
+    found: list[_Attempt] = []
+    tried: list[Tried] = []
+    for way in _WAYS:
+        try:
+            found.append(_attempt(way, private, original))
+        except CaptureError as error:
+            tried.append(Tried(way, str(error)))
+            continue
+        seen = coverage(found[-1].gm)
+        if seen.share == 1:
+            break
+        tried.append(Tried(way, f"sees {seen.share:.1%} of the multiply-accumulates"))
+    if not found:
+        raise CaptureError("; ".join(f"{one.way}: {one.reason}" for one in tried))
+    best = max(found, key=lambda one: coverage(one.gm).share)
+    seen = coverage(best.gm)
+    set_coverage(best.gm, replace(seen, tried=tuple(one for one in tried if one.way != seen.way)))
+    return best
+
+
+def _attempt(way: Way, private: nn.Module, original: _Original | None) -> _Attempt:
+    """Capture a model in one way and check the result, if there is something to check it with."""
+    model, name = shell(private), type(private).__name__
+    arguments = Arguments() if original is None else original.arguments
+    reasons: Reasons = {}
+    if original is None and way != "symbolic":
+        raise CaptureError(f"capturing {name} by {way} runs it: pass example_inputs=...")
+    gm: fx.GraphModule
+    if way == "islands":
+        gm, asked, reasons = islands(model, arguments)
+    else:
+        traced = export(model, arguments) if way == "export" else trace(model, fixed_arguments(model, arguments))
+        normalize(traced, model)
+        gm, asked = module_around(traced, model, name), traced.asked
+    if original is not None:
+        original.check(gm)
+    set_coverage(gm, cover(gm, way, private, None if original is None else original.macs, reasons))
+    return _Attempt(gm, asked)

@@ -26,13 +26,34 @@ def as_arguments(inputs: Any) -> Arguments:
     return Arguments(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
+def refuse_nested(arguments: Arguments) -> None:
+    """Raise CaptureError for a nested tensor, whose sizes no graph can follow."""
+    for path, leaf in pytree.tree_flatten_with_path(tuple(arguments))[0]:
+        if isinstance(leaf, Tensor) and leaf.is_nested:
+            raise CaptureError(
+                f"example input {pytree.keystr(path[1:])} is a nested tensor, which cannot be followed; give a "
+                "padded one: x.to_padded_tensor(0.0)"
+            )
+
+
 @fx.has_side_effect
 def expect(value: Any, captured: Any, name: str) -> None:
     """Refuse a call that asks for another path through the model than the captured one."""
-    if not (value is captured or (isinstance(value, bool | str) and value == captured)):
+    if not (value is captured or (type(value) is type(captured) and value == captured)):
         raise CaptureError(
             f"the model was captured with {name}={captured!r}; state the value that you need in example_inputs"
         )
+
+
+def fixed_arguments(model: nn.Module, arguments: Arguments) -> Mapping[str, Any]:
+    """Return the arguments that choose a path through the model, with their values in the call or by default."""
+    signature = inspect.signature(type(model).forward)
+    try:
+        call = signature.bind_partial(model, *arguments.args, **arguments.kwargs)
+    except TypeError:  # a decorator shows another signature than the one that is called
+        call = signature.bind_partial(model)
+    call.apply_defaults()
+    return {name: value for name, value in call.arguments.items() if value is None or isinstance(value, bool | str)}
 
 
 class Batch(NamedTuple):
@@ -71,10 +92,6 @@ def batches(model: nn.Module, data: Iterable[Any], positional: int | None = None
 
 def _parameters(model: nn.Module) -> tuple[list[str], list[str]]:
     """Return the names of what a model or graph takes, and of what it requires."""
-    if isinstance(model, fx.GraphModule):
-        nodes = [node for node in model.graph.nodes if node.op == "placeholder"]
-        names = [str(node.target) for node in nodes]
-        return names, [name for node, name in zip(nodes, names, strict=True) if not node.args and name[0] != "*"]
     parameters = list(inspect.signature(model.forward).parameters.values())
     plain = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     return [one.name for one in plain], [one.name for one in plain if one.default is one.empty]

@@ -7,6 +7,8 @@ from torch import Tensor, fx
 
 from fxcompress.graph.edit import get_tensor, parameter_under
 from fxcompress.graph.operators import Operator, argument_node, operator_of
+from fxcompress.graph.scalars import scalars
+from fxcompress.graph.ties import memory
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,15 @@ def layers(gm: fx.GraphModule) -> list[Layer]:
     on one weight, has the name of its node.
     """
     calls: dict[tuple[str, Operator], list[fx.Node]] = {}
+    plain = scalars(gm.graph)
     for node in gm.graph.nodes:
         operator = operator_of(node)
-        if operator is not None:
+        if operator is not None and _is_layer(node, operator, plain):
             weight = parameter_under(gm, argument_node(node, operator.weight))
             calls.setdefault((weight or f"{node.name}()", operator), []).append(node)  # no weight has that name
-    first_name = {id(tensor): name for name, tensor in reversed(list(gm.named_parameters(remove_duplicate=False)))}
+    first_name = {
+        memory(tensor): name for name, tensor in reversed(list(gm.named_parameters(remove_duplicate=False)))
+    }
     taken = {key.removesuffix(".weight") for key, _ in calls}
     named: set[str] = set()
     owners: set[str | None] = set()
@@ -76,13 +81,20 @@ def layers(gm: fx.GraphModule) -> list[Layer]:
         if weight is None or name in named:
             name = _free(nodes[0].name, operator.kind, taken)
             taken.add(name)
-        owner = None if weight is None else first_name.get(id(get_tensor(gm, weight)), weight)
+        owner = None if weight is None else first_name.get(memory(get_tensor(gm, weight)), weight)
         bias = parameter_under(gm, argument_node(nodes[0], operator.bias))
         tied = weight is not None and owner in owners
         found.append(Layer(name, operator, tuple(nodes), weight, owner, bias, tied))
         named.add(name)
         owners.add(owner)
     return found
+
+
+def _is_layer(node: fx.Node, operator: Operator, plain: set[fx.Node]) -> bool:
+    """Return whether a call has a weight, or tensors for all of its inputs: adding a number is none."""
+    flowing = [argument_node(node, position) for position in operator.inputs]
+    tensors = all(one is not None and one not in plain for one in flowing)
+    return operator.weight is not None or (operator.is_layer and tensors)
 
 
 def _free(name: str, kind: str, taken: set[str]) -> str:

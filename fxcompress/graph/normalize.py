@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxcompress.graph.inplace import remove_inplace
 from fxcompress.graph.mode import FollowsMode, Mode
 from fxcompress.graph.operators import normalize_call
-from fxcompress.graph.scalars import scalars
+from fxcompress.graph.traced import Traced
 
 _DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -21,30 +21,28 @@ _DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
 }
 
 
-def normalize(gm: fx.GraphModule) -> None:
-    """Bring a traced graph into the normal form.
+def normalize(traced: Traced, model: nn.Module) -> None:
+    """Bring the graph of `model` into the normal form.
 
     Raises CaptureError for an in-place operation on memory that is read elsewhere.
     """
-    plain = scalars(gm.graph)
-    state_changes = remove_inplace(gm, plain)
-    for node in list(gm.graph.nodes):
+    graph = traced.graph
+    state_changes = remove_inplace(traced, model)
+    for node in list(graph.nodes):
         if any(isinstance(value, Mode) for value in (*node.args, *node.kwargs.values())):
-            _call_as_module(gm, node)
+            _call_as_module(traced, node, model)
             continue
         if node.kwargs.get("inplace") is False:
             node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
-        if node not in plain:
+        if node not in traced.plain:
             normalize_call(node)
-    gm.graph.eliminate_dead_code(lambda node: node.is_impure() or node in state_changes)
-    gm.recompile()
+    # A module may change its state or draw random numbers even where nothing reads its result.
+    graph.eliminate_dead_code(lambda node: node.op == "call_module" or node in state_changes or node.is_impure())
 
 
-def _call_as_module(gm: fx.GraphModule, node: fx.Node) -> None:
+def _call_as_module(traced: Traced, node: fx.Node, model: nn.Module) -> None:
     """Turn a function with `training=self.training`, which tracing freezes in eval mode, into a module."""
-    name = node.name
-    while hasattr(gm, name):
-        name += "_"
+    module: nn.Module
     if node.target in _DROPOUT:
         given = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | node.kwargs
         module, node.args, node.kwargs = _DROPOUT[node.target](given.get("p", 0.5)), (given["input"],), {}
@@ -54,5 +52,4 @@ def _call_as_module(gm: fx.GraphModule, node: fx.Node) -> None:
         module = FollowsMode(node.target, positions, keywords)
         node.args = tuple(False if isinstance(value, Mode) else value for value in node.args)
         node.kwargs = {key: False if isinstance(value, Mode) else value for key, value in node.kwargs.items()}
-    gm.add_submodule(name, module.train(gm.training))
-    node.op, node.target = "call_module", name
+    traced.call_made(node, module.train(model.training))

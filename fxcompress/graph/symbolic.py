@@ -2,172 +2,137 @@
 
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.hooks import refuse_lost_hooks
 from fxcompress.graph.inplace import INPLACE_OPERATORS
-from fxcompress.graph.inputs import expect
+from fxcompress.graph.mode import Mode, eval_mode, observed_mode, takes_only_bool
+from fxcompress.graph.module_kinds import TRANSPARENT
+from fxcompress.graph.norms import is_plain, plain_norm
 from fxcompress.graph.scalars import scalars
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.graph.shell import shell
+from fxcompress.graph.traced import Traced
+from fxcompress.graph.tracer import Tracer
 
-# Modules of torch whose forward is a plain function of their inputs and parameters: traced through, so that their
-# weights become edges. All other modules of torch (batch norm, dropout, recurrent layers, ...) stay modules.
-_TRANSPARENT = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear),
-    *(nn.Embedding, nn.LayerNorm, nn.GroupNorm, nn.Flatten, nn.Unflatten, nn.Identity),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
-    *(nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax, nn.Softplus, nn.Mish, nn.PReLU, nn.PixelShuffle, nn.Upsample),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
-)
-_KEPT = (_NormBase, _DropoutNd, Quantizer, Mask, Choice)  # whatever a subclass does in forward
 _NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 
 
-class _Proxy(fx.Proxy):
-    """A proxy that records in-place operators as such; fx itself would forget that the tensor has other readers."""
+def trace(model: nn.Module, fixed: Mapping[str, Any]) -> Traced:
+    """Return the graph of `model`, for calls whose arguments `fixed` have the given values.
 
-
-def _inplace(target: Any) -> Any:
-    def record(self: _Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return record
-
-
-for _target in INPLACE_OPERATORS:
-    setattr(_Proxy, f"__{_target.__name__}__", _inplace(_target))
-
-
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
-
-    def __init__(self, root: nn.Module, fixed: Mapping[str, Any]) -> None:
-        super().__init__()
-        named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-        self._by_name = dict(named)
-        self._by_id = {id(tensor): name for name, tensor in reversed(named)}
-        self._fixed = fixed
-        self.failed_in = ""
-        self.without_gradient: set[fx.Node] = set()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node as usual; note whether the model computes it under `torch.no_grad`, which a graph forgets."""
-        node = super().create_node(kind, *args, **kwargs)
-        if kind.startswith("call") and not torch.is_grad_enabled():
-            self.without_gradient.add(node)
-        return node
-
-    def create_args_for_root(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        """Make placeholders as usual; an argument that chooses a path has one value, a call with another fails."""
-        function, values = super().create_args_for_root(*args, **kwargs)
-        for index, value in enumerate(values):
-            name = str(value.node.target) if isinstance(value, fx.Proxy) else ""
-            if name in self._fixed:
-                self.create_proxy("call_function", expect, (value, self._fixed[name], name), {})
-                values[index] = self._fixed[name]
-        _require_stated(self.graph, self._fixed)
-        return function, values
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, nn.Embedding) and m.max_norm is not None:  # changes its weight in forward
-            return True
-        if isinstance(m, (nn.Sequential, *_TRANSPARENT)) or type(m).forward is nn.Module.forward:
-            return False
-        return isinstance(m, _KEPT) or type(m).forward.__module__.startswith(("torch.nn", "torch.ao.nn"))
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Make a parameter or buffer a node under the name by which the running module knows it (ties keep both)."""
-        if not isinstance(attr_val, Tensor) or id(attr_val) not in self._by_id:
-            return attr_val
-        name = f"{self.scope.module_path}.{attr}" if self.scope.module_path else attr
-        if self._by_name.get(name) is not attr_val:
-            name = self._by_id[id(attr_val)]
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Trace as usual; the result of a transparent module takes the module's name."""
-        if self.submodule_paths is not None and m not in self.submodule_paths and not m.state_dict():
-            return forward(*args, **kwargs)  # made while running, for example nn.ReLU()(x)
-        path = self.path_of_module(m)
-        last = next(reversed(self.graph.nodes))
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.failed_in = self.failed_in or path
-            raise
-        if isinstance(m, _TRANSPARENT) and isinstance(result, fx.Proxy) and result.node > last:
-            result.node._rename(path.replace(".", "_") if path != "self" else "self_")
-        return result
-
-
-def _require_stated(graph: fx.Graph, fixed: Mapping[str, Any]) -> None:
-    """Make arguments that are None by default, but were given, required: the path that is traced needs them.
-
-    Behind an optional argument Python takes none that is required (by keyword alone): that one gets a default.
-    """
-    optional = False
-    for node in graph.find_nodes(op="placeholder"):
-        if node.args and node.args[0] is None and node.target not in fixed and not optional:
-            node.args = ()
-        if optional and not node.args and not str(node.target).startswith("*"):
-            node.args = (None,)
-        optional = optional or bool(node.args)
-
-
-def trace(model: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph:
-    """Return the graph of `model`, which is in eval mode, for calls whose arguments `fixed` have the given values.
-
+    A batch norm that computes more becomes a plain one in `model`, and the rest operators; tensors that the model's
+    code makes become buffers of `model`, which are not part of its state.
     Raises CaptureError naming the module and the source line that cannot be followed.
     """
-    tracer = _Tracer(model, fixed)
+    norms = [path for path, part in model.named_modules() if isinstance(part, _BatchNorm) and not is_plain(part)]
+    try:
+        return _trace(model, fixed, norms)
+    except CaptureError:
+        if not norms:
+            raise
+        return _trace(model, fixed, [])  # such a norm may compute what cannot be followed: it stays a module
+
+
+def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str]) -> Traced:
+    observed = shell(model)
+    try:
+        with observed_mode(observed) as asked:
+            asked_in = {path: Mode({}) for path in norms}
+            for path, mode in asked_in.items():
+                observed.get_submodule(path).training = mode  # type: ignore[assignment]
+            traced = _run(observed, fixed, asked, norms)
+    except CaptureError as error:
+        if not takes_only_bool(error.__cause__):
+            raise
+        observed, asked = shell(model), dict([user_line(error.__cause__)])
+        asked_in = {}
+        with eval_mode(observed):
+            traced = _run(observed, fixed, asked, [])
+    for path, mode in asked_in.items():
+        if mode.asked:
+            _call_plain_norm(traced, model, path, mode)
+    for node in traced.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if not hasattr(model, name.split(".")[0]):
+            model.register_buffer(name, getattr(observed, name), persistent=False)
+    return traced
+
+
+def _run(model: nn.Module, fixed: Mapping[str, Any], asked: dict[str, str], followed: Sequence[str]) -> Traced:
+    """Run the model on proxies; modules that are `followed` into are not kept as they are."""
+    tracer = Tracer(model, fixed, {model.get_submodule(path) for path in followed})
     refuse_lost_hooks(model, tracer.is_leaf_module)
     buffers = [(path, module, dict(module._buffers)) for path, module in model.named_modules()]
     try:
         with torch.enable_grad():
-            graph = tracer.trace(model)
-        _detach(graph, tracer.without_gradient)
-        for path, module, before in buffers:
-            _take_back_buffers(path, module, before)
-        return graph
+            alone = isinstance(model, TRANSPARENT) and type(model).forward.__module__.startswith("torch.nn")
+            graph = tracer.trace_alone(model) if alone and not model._modules else tracer.trace(model)
     except CaptureError:
         raise
     except Exception as error:
-        module = f" in module {tracer.failed_in!r}" if tracer.failed_in else ""
-        place, line = user_line(error)
-        where = f" at {place} ({line})" if place else ""
-        raise CaptureError(
-            f"{type(model).__name__} cannot be traced{module}{where}: {' '.join(str(error).split())}"
-        ) from error
+        raise _untraceable(model, tracer.failed_in, error) from error
+    _detach(graph, tracer)
+    result = graph.output_node().args[0]
+    if isinstance(model, TRANSPARENT) and isinstance(result, fx.Node):
+        tracer.names[result] = ""
+    for path, module, before in buffers:
+        _refuse_new_buffers(path, module, before)
+    return Traced(graph, tracer.scopes, tracer.names, scalars(graph), asked)
 
 
-def _detach(graph: fx.Graph, without_gradient: set[fx.Node]) -> None:
+def _untraceable(model: nn.Module, failed_in: str, error: Exception) -> CaptureError:
+    module = f" in module {failed_in!r}" if failed_in else ""
+    place, line = user_line(error)
+    where = f" at {place} ({line})" if place else ""
+    said = " ".join(str(error).split()).split(". ")[0]  # torch.fx goes on with what tracing is
+    message = f"{type(model).__name__} cannot be traced{module}{where}: {said}"
+    return CaptureError(message, place=place, line=line)
+
+
+def _call_plain_norm(traced: Traced, model: nn.Module, path: str, mode: Mode) -> None:
+    """Let the graph call a plain batch norm where a module that follows the mode computes one, and more."""
+    calls = [
+        node
+        for node in traced.graph.find_nodes(op="call_function", target=F.batch_norm)
+        if traced.scopes[node] == path
+    ]
+    if not calls:  # the module has a batch norm of its own making, which is frozen now
+        traced.asked.update(mode.asked)
+        return
+    norm = model.get_submodule(path)
+    assert isinstance(norm, _BatchNorm)
+    model.set_submodule(path, plain_norm(norm, 4))
+    for node in calls:
+        node.op, node.target, node.args, node.kwargs = "call_module", path, (node.args[0],), {}
+    for check in traced.graph.find_nodes(op="call_function", target=torch._assert):
+        if traced.scopes[check] == path:  # the plain norm has checks of its own
+            traced.graph.erase_node(check)
+
+
+def _detach(graph: fx.Graph, tracer: Tracer) -> None:
     """Detach the tensors that were computed without gradient where the rest of the model reads them."""
+    without_gradient = tracer.without_gradient
     tensors = without_gradient - scalars(graph)
     for node in list(graph.nodes):
         readers = [user for user in node.users if user not in without_gradient]
         if node in tensors and readers:
             with graph.inserting_after(node):
                 detached = graph.call_method("detach", (node,))
+            tracer.scopes[detached] = tracer.scopes[node]
             for reader in readers:
                 reader.replace_input_with(node, detached)
 
 
-def _take_back_buffers(path: str, module: nn.Module, before: Mapping[str, Tensor | None]) -> None:
-    """Put buffers back that forward assigned to, where that was an in-place operation, which the graph holds."""
+def _refuse_new_buffers(path: str, module: nn.Module, before: Mapping[str, Tensor | None]) -> None:
+    """Refuse a buffer that forward assigned to, unless that was an in-place operation, which the graph holds."""
     for name, tensor in before.items():
         assigned: Any = module._buffers[name]
         if assigned is tensor:
@@ -178,7 +143,6 @@ def _take_back_buffers(path: str, module: nn.Module, before: Mapping[str, Tensor
                 f"forward of {repr(path) if path else 'the model'} assigns a new value to its buffer {name!r}, which "
                 f"a graph cannot; change it in place, for example with self.{name}.copy_(value)"
             )
-        module._buffers[name] = tensor
 
 
 def user_line(error: BaseException) -> tuple[str, str]:

@@ -74,6 +74,8 @@ def _waiting(gm: fx.GraphModule, node: fx.Node, consumers: dict[fx.Node, str]) -
 
 def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
     weight = constant_value(gm, found.node.args[0])
+    if weight.is_meta:  # a model without values is planned, not run
+        return
     _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
     axis = found.quantizers[0].axis
     rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)

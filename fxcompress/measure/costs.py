@@ -83,7 +83,8 @@ def latency(gm: fx.GraphModule, layer: Layer, option: LayerOption, *, table: Tab
             sparsity=option.sparsity,
             median=0,
         )
-        for call, flowing in zip(layer.calls, option.input_shapes, strict=True)
+        for call, runs in zip(layer.calls, option.input_shapes, strict=True)
+        for flowing in runs
     ]
     return sum(look_up(table, row, layer.name) for row in rows)
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import chain_under, constant_value, module_of, tensor_under
-from fxcompress.graph.shapes import Shapes, macs
+from fxcompress.graph.shapes import Shape, Shapes, flowing_in, macs
 from fxcompress.nn import Choice, Mask, Quantizer
 
 Picks = Mapping[str, str]  # the option taken, by the name of the Choice
@@ -29,7 +29,7 @@ class LayerOption:
     weight_shape: tuple[int, ...] | None = None
     stored_weights: int = 0
     macs: int | None = None
-    input_shapes: tuple[tuple[int, ...], ...] | None = None
+    input_shapes: tuple[tuple[Shape, ...], ...] | None = None
 
     @property
     def weight_bits(self) -> int:
@@ -103,10 +103,9 @@ def _weight(gm: fx.GraphModule, layer: Layer, plain: set[str]) -> dict[str, Any]
 def _work(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> dict[str, Any]:
     if shapes is None:
         return {}
-    first: list[Any] = [call.args[0] for call in layer.calls]
     return {
         "macs": macs(gm, layer, shapes),
-        "input_shapes": tuple(shapes.get(argument, ()) for argument in first),
+        "input_shapes": tuple(tuple(shapes.get(flowing_in(layer, call), ())) for call in layer.calls),
     }
 
 

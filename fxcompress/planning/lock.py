@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from fxcompress.graph.coverage import coverage
 from fxcompress.graph.shapes import Shapes
 from fxcompress.measure.calibrate import Ranges
 from fxcompress.measure.options import LayerOption, Survey, Surveyed, survey
@@ -37,7 +38,8 @@ def lock(
         settings.setdefault(layer, {}).update(fields)
     closed = (_close(step, said, settings, ranges) for step, said in zip(policy.steps, matched, strict=True))
     record = _record(policy, matched, gm, layers, original, decided)
-    return Plan(version=policy.version, steps=tuple(step for step in closed if step is not None), plan=record)
+    steps = tuple(step for step in closed if step is not None)
+    return Plan(version=policy.version, capture=coverage(gm).way, steps=steps, plan=record)
 
 
 def _close(step: Step, matched: Sequence[Matched[Any]], settings: Settings, ranges: Ranges) -> Step | None:

@@ -15,8 +15,10 @@ from fxcompress.policies.search import Budget, Search
 from fxcompress.policies.step import RuleStep
 from fxcompress.policies.write import dump, write_text
 
-__all__ = ["Budget", "BudgetRecord", "LayerRecord", "Plan", "Policy", "Record", "Search", "Solution", "Totals"]
+__all__ = ["Budget", "BudgetRecord", "LayerRecord", "Plan", "Policy", "Record", "Search", "Solution", "Totals", "Way"]
 
+
+Way = Literal["auto", "symbolic", "export", "islands"]
 
 _NOT_EMPTY: dict[str, JsonValue] = {"minItems": 1}  # checked below, where a wrong item does not count as none
 
@@ -27,6 +29,7 @@ class Policy(Strict):
     version: Annotated[Literal[1], Field(description="Version of the form of policy files")]
     steps: Annotated[tuple[AnyStep, ...], Field(description="What is done, in order", json_schema_extra=_NOT_EMPTY)]
     search: Annotated[Search | None, Field(description="What the solver is asked where values are open")] = None
+    capture: Annotated[Way, Field(description="How the model becomes a graph; a plan says how it did")] = "auto"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy as a YAML file, whole or not at all; `read` gives an equal policy."""

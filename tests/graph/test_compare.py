@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import capture
+from fxcompress.graph.coverage import coverage
 
 
 class Lie(nn.Module):
@@ -38,7 +39,7 @@ WRONG = "the graph of Lie does not compute what the model does: output"
 def test_a_model_that_lies(honest, traced, message, refused):
     missing = "the graph of Lie does not run on the example inputs: 'Tensor' object has no attribute 'nothing'"
     with refused(CaptureError, message or missing):
-        capture(Lie(honest, traced), torch.tensor([1.0, 2.0]))
+        capture(Lie(honest, traced), torch.tensor([1.0, 2.0]), way="symbolic")
 
 
 @pytest.mark.parametrize(
@@ -53,12 +54,12 @@ def test_a_model_that_lies(honest, traced, message, refused):
     ],
 )
 def test_equal_outputs(compute):
-    capture(Lie(compute, compute), torch.tensor([1.0, 2.0]))
+    capture(Lie(compute, compute), torch.tensor([1.0, 2.0]), way="symbolic")
 
 
 def test_another_structure():
     with pytest.raises(CaptureError, match=r"^the graph of Lie returns .*, the model returns .*tuple"):
-        capture(Lie(lambda x: (x,), lambda x: x), torch.ones(2))
+        capture(Lie(lambda x: (x,), lambda x: x), torch.ones(2), way="symbolic")
 
 
 def test_random_numbers_that_tracing_freezes():
@@ -69,7 +70,17 @@ def test_random_numbers_that_tracing_freezes():
     with pytest.raises(
         CaptureError, match=r"^the graph of Frozen does not compute what the model does: output 0 differs by"
     ):
-        capture(Frozen(), torch.ones(2))
+        capture(Frozen(), torch.ones(2), way="symbolic")
+
+
+def test_a_difference_makes_way_for_another_way():
+    model = nn.Sequential(nn.Linear(2, 2), Lie(lambda x: x + 1, lambda x: x))
+    x = torch.ones(3, 2)
+    gm = capture(model, x)
+    torch.testing.assert_close(gm(x), model(x))
+    (tried,) = coverage(gm).tried
+    assert (coverage(gm).way, tried.way) == ("export", "symbolic")
+    assert tried.reason.startswith("the graph of Sequential does not compute what the model does: output 0 differs")
 
 
 def test_without_example_inputs_nothing_is_compared():

@@ -6,6 +6,7 @@ from torch import nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import capture
+from fxcompress.graph.coverage import coverage
 
 
 def net():
@@ -32,9 +33,9 @@ def test_what_hooks_compute_is_traced(same, reads):
         same(model, torch.randn(3, 2)),
         """
         input_1: input
-        add = add(input_1, 1)
-        linear = linear(add, 0.weight, 0.bias)
-        _0 = mul(linear, 2)
+        _0_add = add(input_1, 1)
+        _0_linear = linear(_0_add, 0.weight, 0.bias)
+        _0 = mul(_0_linear, 2)
         _1 = BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)(_0)
         return _1
         """,
@@ -80,9 +81,41 @@ def test_hooks_that_would_be_lost(part, register, hook, message, refused):
     model = net()
     handle = getattr(model.get_submodule(part), register)(hook)
     with refused(CaptureError, message):
-        capture(model, torch.randn(3, 2))
+        capture(model, torch.randn(3, 2), way="symbolic")
     handle.remove()
-    capture(model, torch.randn(3, 2))
+    capture(model, torch.randn(3, 2), way="symbolic")
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_of_the_model_itself_make_way_for_islands(register):
+    model, calls = net(), []
+    getattr(model, register)(lambda *args: calls.append(1))
+    x = torch.randn(3, 2, requires_grad=True)
+    gm = capture(model, x)
+    assert coverage(gm).way == "islands"
+    calls.clear()
+    gm(x).sum().backward()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_that_every_way_would_lose(register):
+    model = net()
+    getattr(model[0], register)(look)
+    with pytest.raises(CaptureError, match="which its graph would lose"):
+        capture(model, torch.randn(3, 2))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_in_a_module_of_torch_stay_in_islands(register, model):
+    layer, calls = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), []
+    getattr(layer.linear1, register)(lambda *args: calls.append(1))
+    model = model(lambda self, x: self.layer(x), layer=layer)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    gm = capture(model, x, way="islands")
+    calls.clear()
+    gm(x).sum().backward()
+    assert calls == [1]
 
 
 def test_the_hooks_of_the_model_are_left_alone():

@@ -7,6 +7,7 @@ from torch import nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import capture, text
+from fxcompress.graph.coverage import coverage
 
 
 class Net(nn.Module):
@@ -29,17 +30,17 @@ def augmented(operation):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (augmented("+="), "iadd = add(fc, 2)"),
-        (augmented("-="), "isub = sub(fc, 2)"),
-        (augmented("*="), "imul = mul(fc, 2)"),
-        (augmented("/="), "itruediv = truediv(fc, 2)"),
-        (augmented("**="), "ipow = pow(fc, 2)"),
-        (lambda y: y.add_(1), "add_ = add(fc, 1)"),
-        (lambda y: y.mul_(3), "mul_ = .mul(fc, 3)"),
-        (lambda y: y.clamp_(0, 1), "clamp_ = .clamp(fc, 0, 1)"),
-        (lambda y: torch.relu_(y), "relu_ = relu(fc)"),
+        (augmented("+="), "add = add(fc, 2)"),
+        (augmented("-="), "sub = sub(fc, 2)"),
+        (augmented("*="), "mul = mul(fc, 2)"),
+        (augmented("/="), "div = div(fc, 2)"),
+        (augmented("**="), "pow_1 = pow(fc, 2)"),
+        (lambda y: y.add_(1), "add = add(fc, 1)"),
+        (lambda y: y.mul_(3), "mul = mul(fc, 3)"),
+        (lambda y: y.clamp_(0, 1), "clamp = .clamp(fc, 0, 1)"),
+        (lambda y: torch.relu_(y), "relu = relu(fc)"),
         (lambda y: F.relu(y, inplace=True), "relu = relu(fc)"),
-        (lambda y: F.leaky_relu(y, 0.1, inplace=True), "leaky_relu = leaky_relu(fc, negative_slope=0.1)"),
+        (lambda y: F.leaky_relu(y, 0.1, inplace=True), "leaky_relu = leaky_relu(fc, 0.1)"),
         (nn.ReLU(inplace=True), "follow = relu(fc)"),
     ],
 )
@@ -60,9 +61,9 @@ def test_later_readers_see_the_change(same, reads):
         x: input
         fc = linear(x, fc.weight, fc.bias)
         parts_0 = Dropout(p=0.5, inplace=False)(fc)
-        iadd = add(parts_0, 1)
-        mul = mul(iadd, 2)
-        return (mul, iadd)
+        add = add(parts_0, 1)
+        mul = mul(add, 2)
+        return (mul, add)
         """,
     )
 
@@ -79,8 +80,8 @@ def test_earlier_readers_do_not(same, reads):
         x: input
         fc = linear(x, fc.weight, fc.bias)
         mul = mul(fc, 2)
-        isub = sub(fc, mul)
-        return (mul, isub)
+        sub = sub(fc, mul)
+        return (mul, sub)
         """,
     )
 
@@ -121,9 +122,9 @@ def test_numbers_are_not_tensors(reads):
         x: input
         getattr_1 = getattr(x, 'shape')
         getitem = getitem(getattr_1, 0)
-        iadd = add(getitem, 1)
-        add = add(x, iadd)
-        return add
+        add = add(getitem, 1)
+        add_1 = add(x, add)
+        return add_1
         """,
     )
 
@@ -172,7 +173,15 @@ SHARED = "which may share its memory; compute it out of place"
 )
 def test_shared_memory_is_refused(function, message, refused):
     with refused(CaptureError, message):
-        capture(Function(function), torch.ones(2, 2))
+        capture(Function(function), torch.ones(2, 2), way="symbolic")
+
+
+@pytest.mark.parametrize("function", [changed_view, changed_base, changed_sibling])
+def test_shared_memory_makes_way_for_export(function):
+    model, x = Net(function), torch.randn(3, 2)
+    gm = capture(model, x)
+    assert coverage(gm).way == "export"
+    torch.testing.assert_close(gm(x), model(x), rtol=0, atol=0)
 
 
 def test_a_view_that_nobody_else_reads(same, reads):
@@ -186,11 +195,11 @@ def test_a_view_that_nobody_else_reads(same, reads):
         """
         x: input
         fc = linear(x, fc.weight, fc.bias)
-        view = .view(fc, -1)
-        iadd = add(view, 1)
-        view_1 = .view(iadd, 2, -1)
-        relu_ = .relu(view_1)
-        return relu_
+        view = view(fc, (-1,))
+        add = add(view, 1)
+        view_1 = view(add, (2, -1))
+        relu = relu(view_1)
+        return relu
         """,
     )
 

@@ -128,12 +128,12 @@ def test_the_gradient_ends_where_the_model_ends_it(same, reads):
         """
         x: input
         body = linear(x, body.weight, body.bias)
-        detach = .detach(body)
+        body_detach = .detach(body)
         getattr_1 = getattr(body, 'shape')
         getitem = getitem(getattr_1, 0)
-        head = linear(detach, head.weight, head.bias)
-        view = .view(head, getitem, 2)
-        return (view, detach)
+        head = linear(body_detach, head.weight, head.bias)
+        view = view(head, (getitem, 2))
+        return (view, body_detach)
         """,
     )
     assert gm.body.weight.grad is None

@@ -112,10 +112,18 @@ def test_layers_of_tied_weights():
     ]
 
 
-def test_a_weight_that_is_a_view_of_another_is_not_tied():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[1].weight = nn.Parameter(model[0].weight.detach())
-    assert [layer.tied for layer in layers(capture(model))] == [False, False]
+@pytest.mark.parametrize(
+    ("view", "tied"),
+    [(lambda weight: weight, True), (lambda weight: weight.t(), False), (lambda weight: weight[:1], False)],
+)
+def test_a_weight_in_the_memory_of_another(view, tied):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    model[1].weight = nn.Parameter(view(model[0].weight.detach()))
+    gm = capture(model)
+    assert [layer.tied for layer in layers(gm)] == [False, tied]
+    with torch.no_grad():
+        gm.get_submodule("0").weight.zero_()
+    assert (gm.get_submodule("1").weight.abs().sum() == 0) == tied
 
 
 def test_a_state_dict_goes_both_ways():
@@ -164,8 +172,8 @@ def test_names_that_collide(same, reads):
         x: input
         a_b = linear(x, a_b.weight, a_b.bias)
         a_b_1 = linear(a_b, a.b.weight, a.b.bias)
-        a_b_2 = linear(a_b_1, a_b_1.weight, a_b_1.bias)
-        relu = relu(a_b_2)
+        a_b_1_1 = linear(a_b_1, a_b_1.weight, a_b_1.bias)
+        relu = relu(a_b_1_1)
         relu_1 = linear(relu, relu.weight, relu.bias)
         x_1 = linear(relu_1, x.weight, x.bias)
         self_ = linear(x_1, self.weight, self.bias)

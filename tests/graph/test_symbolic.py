@@ -10,6 +10,7 @@ from torch import nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph import capture, layers, text, verify
+from fxcompress.graph.coverage import coverage
 
 LAYERS = [
     (
@@ -25,8 +26,8 @@ LAYERS = [
     (
         nn.Conv2d(1, 2, (3, 5), padding=(1, 2), padding_mode="reflect", bias=False),
         (1, 8, 8),
-        "pad = pad(x, (2, 2, 1, 1), mode='reflect', value=None)\n"
-        "layer = conv2d(pad, layer.weight, None, (1, 1), (0, 0), (1, 1), 1)",
+        "layer_pad = pad(x, (2, 2, 1, 1), mode='reflect', value=None)\n"
+        "layer = conv2d(layer_pad, layer.weight, None, (1, 1), (0, 0), (1, 1), 1)",
     ),
     (
         nn.Conv3d(1, 2, 2, stride=(1, 2, 1)),
@@ -101,8 +102,8 @@ def test_spellings_have_one_form(reads):
         capture(Functional(), torch.ones(1, 2, 1, 1)),
         """
         x: input
-        conv2d = conv2d(x, w, None, 1, 1, 1, 1)
-        conv2d_1 = conv2d(conv2d, w, None, 1, 0, 1, 1)
+        conv2d = conv2d(x, w, None, (1, 1), (1, 1), (1, 1), 1)
+        conv2d_1 = conv2d(conv2d, w, None, (1, 1), (0, 0), (1, 1), 1)
         add = add(conv2d_1, conv2d)
         getitem = getitem(x, (Ellipsis, slice(None, 1, None), slice(None, 1, None)))
         add_1 = add(getitem, 1)
@@ -130,7 +131,7 @@ def test_a_layer_called_twice_and_a_parameter_used_directly(reads, same):
         mul = mul(x, gain)
         fc = linear(mul, fc.weight, fc.bias)
         fc_1 = linear(fc, fc.weight, fc.bias)
-        sum_1 = .sum(fc.weight)
+        sum_1 = sum(fc.weight, None, False)
         sub = sub(fc_1, sum_1)
         return sub
         """,
@@ -183,7 +184,7 @@ def test_a_module_made_while_running(reads):
         """
         x: input
         relu = relu(x)
-        flatten = .flatten(x, 0, -1)
+        flatten = flatten(x, 0, -1)
         tanh = tanh(flatten)
         add = add(relu, tanh)
         return add
@@ -271,12 +272,20 @@ def test_what_cannot_be_followed(model, where, line, reason, refused):
     number = [row.strip() for row in Path(__file__).read_text().splitlines()].index(line) + 1
     message = f"{type(model).__name__} cannot be traced{where} at {__file__}:{number} ({line}): {reason}"
     with refused(CaptureError, message):
-        capture(model, torch.ones(2, 2))
+        capture(model, torch.ones(2, 2), way="symbolic")
+
+
+def test_what_cannot_be_followed_makes_way_for_islands():
+    gm = capture(nn.Sequential(nn.Linear(2, 2), Branches()), torch.ones(2, 2))
+    assert [layer.name for layer in layers(gm)] == ["0"]
+    assert coverage(gm).way == "islands"
+    assert BRANCH in coverage(gm).tried[0].reason
 
 
 def test_a_module_of_torch_that_cannot_be_followed(refused):
     with refused(CaptureError, f"LSTM cannot be traced: {BRANCH}"):
-        capture(nn.LSTM(2, 2), torch.ones(3, 2))
+        capture(nn.LSTM(2, 2), torch.ones(3, 2), way="symbolic")
+    assert coverage(capture(nn.LSTM(2, 2), torch.ones(3, 2))).way == "export"
 
 
 def test_a_package_whose_name_begins_like_torch(refused):

@@ -46,7 +46,7 @@ def test_text(quantize):
             "_0_bias_1 = Bias()(input_1_quantizer_1)",
             "_0 = conv2d(input_1_quantizer_1, _0_weight_1, _0_bias_1, (1, 1), (0, 0), (1, 1), 1)",
             "_1_quantizer_1 = Activation()(_0, True)",
-            "_2 = .flatten(_1_quantizer_1, 1, -1)",
+            "_2 = flatten(_1_quantizer_1, 1, -1)",
             "_2_quantizer_1 = Activation()(_2, True)",
             "_3_weight_1 = Weight()(True)",
             "_3 = linear(_2_quantizer_1, _3_weight_1, None)",

@@ -237,7 +237,8 @@ def test_latency(tmp_path):
     assert prices(stepped(Net(), *steps), latency, x=IMAGE, table=table) == {"conv": 70, "fc": 50, "add": 0}
 
 
-def test_each_call_is_looked_up(tmp_path):
+@pytest.mark.parametrize("way", ["symbolic", "islands"])  # two calls, or one that runs twice
+def test_each_call_is_looked_up(way, tmp_path):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -248,7 +249,8 @@ def test_each_call_is_looked_up(tmp_path):
 
     conv = row("conv1d", [1, 1, 9], [1, 1, 3], [[1], [0], [1], 1])
     table = write_table(tmp_path, conv | {"median": 10}, conv | {"input": [1, 1, 7], "median": 4})
-    assert prices(stepped(Twice()), latency, x=torch.zeros(1, 1, 9), table=table) == {"conv": 14}
+    x = torch.zeros(1, 1, 9)
+    assert prices(capture(Twice(), x, way=way), latency, x=x, table=table) == {"conv": 14}
 
 
 def test_a_table_without_the_entry(tmp_path):

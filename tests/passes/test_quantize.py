@@ -36,7 +36,7 @@ def test_weights_and_inputs_as_text(do, reads):
         """
         input_1: input
         conv = conv2d(input_1, conv.weight, conv.bias, (1, 1), (0, 0), (1, 1), 1)
-        flat = .flatten(conv, 1, -1)
+        flat = flatten(conv, 1, -1)
         fc = linear(flat, fc.weight, None)
         return fc
         """,
@@ -50,7 +50,7 @@ def test_weights_and_inputs_as_text(do, reads):
         conv_weight = conv.weight
         conv_weight_quantizer = Quantizer(int4, per channel)(conv_weight)
         conv = conv2d(input_1_quantizer, conv_weight_quantizer, conv.bias, (1, 1), (0, 0), (1, 1), 1)
-        flat = .flatten(conv, 1, -1)
+        flat = flatten(conv, 1, -1)
         flat_quantizer = Quantizer(uint8, per tensor)(flat)
         fc_weight = fc.weight
         fc_weight_quantizer = Quantizer(uint3, per tensor)(fc_weight)
@@ -58,6 +58,19 @@ def test_weights_and_inputs_as_text(do, reads):
         return fc
         """,
     )
+
+
+def test_a_sequential_does_not_call_its_quantizers(do):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() < 1e9 else -x
+
+    model, x = nn.Sequential(nn.Linear(3, 3), Branches(), nn.Linear(3, 3)), torch.randn(5, 3)
+    gm = do(capture(model, x, way="islands"), quantize({"weight": {"bits": 4}, "input": {"bits": 2}}))
+    calibrate(gm, [x])
+    whole = do(capture(nn.Sequential(model[0], model[2])), quantize({"weight": {"bits": 4}, "input": {"bits": 2}}))
+    calibrate(whole, [x])
+    torch.testing.assert_close(gm(x), whole(x), rtol=0, atol=0)
 
 
 def rounded(x, bits, symmetric, axis=None):

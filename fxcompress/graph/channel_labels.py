@@ -1,0 +1,246 @@
+"""Channel labels: which channel each element of a tensor belongs to, and what operators couple by joining tensors."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Axes = frozenset[int]
+
+
+class Labels(NamedTuple):
+    """A channel for each element of a tensor: it goes when that channel is removed.
+
+    `ids` has the tensor's shape, with stride 0 along the axes on which it does not vary, so that it is small. An id
+    stands for one index along one axis of one parameter; 0 is an element that always stays. `axes` are those on which
+    it varies. `zero` tells whether the elements of a channel are zero when the channel's parameters are set to zero.
+    `spare` labels are not of a parameter: they count copies that `expand` made, of which any number will do.
+    """
+
+    ids: Tensor
+    axes: Axes
+    zero: bool
+    spare: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Flow:
+    """A value in the graph with its labels; a tensor may have several, on different axes.
+
+    `origin` says in words where the axes without labels come from. A number that was read off a tensor's shape has
+    labels of two axes, which vary along the second as the tensor did along that axis of its shape.
+    """
+
+    value: Any
+    labels: tuple[Labels, ...] = ()
+    origin: str = ""
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Flow":
+        """Return the flow with its elements moved to other places."""
+        return Flow(move(self.value), tuple(moved(one, move(one.ids)) for one in self.labels), self.origin)
+
+    def reshaped(self, shape: Sequence[int]) -> "Flow":
+        """Return the flow in another shape."""
+        return self.moved(lambda x: x.reshape(tuple(shape)))
+
+
+def labels(ids: Tensor, zero: bool, spare: bool = False) -> Labels:
+    """Return labels that vary on the axes on which `ids` has a stride."""
+    shape, stride = ids.shape, ids.stride()
+    return Labels(ids, frozenset([a for a in range(len(shape)) if stride[a] and shape[a] > 1]), zero, spare)
+
+
+def moved(one: Labels, ids: Tensor) -> Labels:
+    """Return labels whose ids were moved to other places; where that copied them, axes without variation end."""
+    if one.ids.untyped_storage().data_ptr() != ids.untyped_storage().data_ptr():
+        for axis, size in enumerate(ids.shape):
+            first = ids.narrow(axis, 0, 1) if size > 1 and ids.stride(axis) else ids
+            if first is not ids and torch.equal(first.expand_as(ids), ids):
+                ids = first.expand_as(ids)
+    return labels(ids, one.zero, one.spare)
+
+
+def core(ids: Tensor, axes: Axes) -> Tensor:
+    """Return the ids with size 1 on all axes but the given ones."""
+    size = [n if axis in axes else 1 for axis, n in enumerate(ids.shape)]
+    return ids.as_strided(size, ids.stride())
+
+
+def rows(one: Labels, axes: Iterable[int]) -> Tensor:
+    """Return the ids as a matrix: elements along the given axes in columns, and one row for each of the others."""
+    last = sorted(one.axes.intersection(axes))
+    ids = core(one.ids, one.axes)
+    order = [axis for axis in range(ids.dim()) if axis not in last] + last
+    columns = 1
+    for axis in last:
+        columns *= ids.shape[axis]
+    return ids.permute(order).reshape(-1, columns)
+
+
+class Couplings:
+    """What the operators of a graph say of channels, gathered node by node.
+
+    `node` is the name of the node that is being followed. `pairs` go together; `fixed` stay, for a reason; `mixed`
+    are matrices whose columns an operator mixes; `grids` are tensors with labels on several axes; `channels` are
+    what a weight makes or reads. Ids come from `count`, which starts behind the 0 that always stays.
+    """
+
+    def __init__(self) -> None:
+        self.node = ""
+        self.count = 1
+        self.pairs: list[tuple[Tensor, Tensor, str]] = []
+        self.fixed: list[tuple[Tensor, str]] = []
+        self.mixed: list[tuple[Tensor, str]] = []
+        self.grids: dict[tuple[int, ...], Tensor] = {}
+        self.channels: list[Tensor] = []
+
+    def new_ids(self, size: int) -> Tensor:
+        """Return ids that were not there before."""
+        self.count += size
+        return torch.arange(self.count - size, self.count)
+
+    def unite(self, a: Tensor, b: Tensor, origin: str = "") -> None:
+        """Let channels of equal shape go together; a channel that meets 0 stays."""
+        if a.numel() > 1 << 16:  # few different ones, as after a pixel shuffle
+            a, b = torch.unique(torch.stack([a.reshape(-1), b.expand_as(a).reshape(-1)]), dim=1)
+        self.pairs.append((a.reshape(-1), b.expand_as(a).reshape(-1), self._meets(origin)))
+
+    def fix(self, one: Labels, reason: str) -> None:
+        """Let channels stay."""
+        self.fixed.append((core(one.ids, one.axes).reshape(-1), reason))
+
+    def mix(self, one: Labels, axes: Iterable[int]) -> None:
+        """Note that the node's result changes when whole indices along the axes go, though they are zero."""
+        self.mixed.append((rows(one, axes), self.node))
+
+    def is_channel(self, flow: Flow) -> None:
+        """Note that a weight makes or reads the channels."""
+        self.channels += [core(one.ids, one.axes).reshape(-1) for one in flow.labels]
+
+    def computed_on(self, flow: Flow) -> None:
+        """Note that an operator computes on a tensor, which must be rectangular without the channels removed."""
+        for one in flow.labels:
+            if len(one.axes) > 1:
+                grid = core(one.ids, one.axes)
+                self.grids[(grid.data_ptr(), *grid.shape, *grid.stride())] = grid
+
+    def along(self, one: Labels, axes: Axes) -> Labels:
+        """Let what lies side by side along the axes go together."""
+        axes = one.axes & axes
+        if not axes:
+            return one
+        first = core(one.ids, one.axes - axes)
+        self.unite(core(one.ids, one.axes), first)
+        return one._replace(ids=first.expand_as(one.ids), axes=one.axes - axes)
+
+    def across(self, one: Labels, axes: Axes, reason: str) -> Labels:
+        """Do the same for an operator that mixes these axes, on which labels of their own stay."""
+        if one.axes and one.axes <= axes:
+            self.fix(one, reason)
+            return Labels(torch.zeros((), dtype=torch.int64).expand_as(one.ids), frozenset(), one.zero)
+        return self.along(one, axes)
+
+    def vector(self, flow: Flow, axis: int) -> Flow:
+        """Return the labels on one axis, uniting what lies on the others, with the values' first elements."""
+        others = frozenset(range(flow.value.dim())) - {axis}
+
+        def on_axis(x: Tensor) -> Tensor:
+            return x.as_strided((x.shape[axis],), (x.stride(axis),))
+
+        kept = [self.along(one, others) for one in flow.labels if axis in one.axes]
+        found = tuple(Labels(on_axis(one.ids), frozenset({0}), one.zero, one.spare) for one in kept)
+        return Flow(on_axis(flow.value), found, flow.origin)
+
+    def combined(self, flows: Sequence[Flow], shape: Sequence[int], zero: str = "") -> tuple[Labels, ...]:
+        """Return the labels of an elementwise result of that shape: labels that meet on an axis are united.
+
+        Where a tensor has no labels on an axis along which it is not broadcast, those of the others cannot go one by
+        one. The result is zero where `any`, `all` or the `first` of the tensors are; never, by default.
+        """
+        found, real = self._spread(flows[0], shape)
+        origin = flows[0].origin
+        for flow in flows[1:]:
+            others, other_real = self._spread(flow, shape)
+            others.sort(key=lambda one: one.spare)
+            alone = list(others)
+            found = [self._met(one, others, alone, other_real, flow.origin, zero) for one in found]
+            found += [self._held(other, real, origin)._replace(zero=zero == "any" and other.zero) for other in alone]
+            real |= other_real
+            origin = origin or flow.origin
+        return tuple(found)
+
+    def _spread(self, flow: Flow, shape: Sequence[int]) -> tuple[list[Labels], Axes]:
+        """Return labels over the result's shape, and the axes on which the tensor itself has that size."""
+        ahead = len(shape) - flow.value.dim()
+        real = frozenset(ahead + axis for axis, size in enumerate(flow.value.shape) if size > 1)
+        if not ahead:
+            return [one._replace(ids=one.ids.expand(tuple(shape))) for one in flow.labels], real
+        return [
+            one._replace(ids=one.ids.expand(tuple(shape)), axes=frozenset(ahead + axis for axis in one.axes))
+            for one in flow.labels
+        ], real
+
+    def _met(
+        self, one: Labels, others: list[Labels], alone: list[Labels], real: Axes, origin: str, zero: str
+    ) -> Labels:
+        """Return the labels after meeting those of another tensor, which are then not `alone`."""
+        met = False
+        for other in others:
+            common = one.axes & other.axes
+            if not common:
+                continue
+            met = True
+            alone[:] = [left for left in alone if left is not other]
+            axes = one.axes | other.axes
+            self.unite(core(one.ids, axes), core(other.ids, axes), origin)
+            is_zero = {"any": one.zero or other.zero, "all": one.zero and other.zero, "first": one.zero}
+            ids = core(one.ids, common).expand_as(one.ids)
+            one = Labels(ids, common, is_zero.get(zero, False), one.spare and other.spare)
+        return one if met else self._held(one, real, origin)._replace(zero=zero in ("any", "first") and one.zero)
+
+    def _held(self, one: Labels, real: Axes, origin: str) -> Labels:
+        """Return the labels after meeting a tensor that has these axes, but no labels on them."""
+        held = one.axes & real
+        if held and held == one.axes:
+            self.fix(one, self._meets(origin))
+            return one
+        return self.along(one, held)
+
+    def _meets(self, origin: str) -> str:
+        return f"it meets {origin or 'what stays'} in {self.node!r}"
+
+    def contracted(self, a: Flow, b: Flow, equation: str, shape: Sequence[int]) -> tuple[Labels, ...]:
+        """Return the labels of a sum of products, in the notation of `torch.einsum` with a letter for each axis.
+
+        Labels on the axes that are summed over are united; what also varies on others keeps these alone, so that
+        attention removes whole heads.
+        """
+        inputs, out = equation.split("->")
+        letters = inputs.split(",")
+        summed = "".join(sorted({*letters[0], *letters[1]} - {*out}))
+        inner, outer = [], []
+        for flow, own in zip((a, b), letters, strict=True):
+            ends = frozenset(axis for axis, letter in enumerate(own) if letter in summed)
+            kept = [one if one.axes <= ends else self.along(one, ends) for one in flow.labels]
+            within = replace(flow, labels=tuple(one for one in kept if one.axes & ends))
+            beyond = replace(flow, labels=tuple(one for one in kept if not one.axes & ends))
+            inner.append(_arranged(within, own, summed))
+            outer.append(_arranged(beyond, own, out))
+        sizes = [max(flow.value.shape[axis] for flow in inner) for axis in range(len(summed))]
+        for one in self.combined(inner, sizes, "any"):
+            if not one.zero:
+                self.mix(one, one.axes)
+        return self.combined(outer, shape, "any")
+
+
+def _arranged(flow: Flow, own: str, wanted: str) -> Flow:
+    """Return a flow with the axes `wanted` of its `own`: the first element of others, size 1 where it lacks one."""
+
+    def arrange(x: Tensor) -> Tensor:
+        size = [x.shape[own.index(letter)] if letter in own else 1 for letter in wanted]
+        stride = [x.stride(own.index(letter)) if letter in own else 0 for letter in wanted]
+        return x.as_strided(size, stride)
+
+    return flow.moved(arrange)

@@ -1,0 +1,70 @@
+"""Counting: the multiply-accumulates of a model's own run, by the module whose forward computes them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, paths: Mapping[nn.Module, str]) -> None:
+        super().__init__()
+        self.paths = paths
+        self.stack = [""]
+        self.macs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.macs[self.stack[-1]] += flop_registry[packet](*args, **(kwargs or {}), out_val=result) // 2
+        elif packet in _ON_CPU:
+            self.macs[self.stack[-1]] += _ON_CPU[packet](*args[:3])
+        return result
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(self.paths.get(module, self.stack[-1]))
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.stack.pop()
+
+
+def _of_recurrence(input: Tensor, weight_ih: Tensor, weight_hh: Tensor) -> int:
+    return prod(input.shape[:2]) * (weight_ih.numel() + weight_hh.numel())
+
+
+def _of_attention(query: Tensor, key: Tensor, value: Tensor) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape) // 2
+
+
+# Operators that torch's own count does not know.
+_ON_CPU: dict[Any, Callable[[Tensor, Tensor, Tensor], int]] = {
+    torch.ops.aten.mkldnn_rnn_layer: _of_recurrence,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention,
+}
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Counter[str]]:
+    """Count what runs inside: yields the multiply-accumulates by module path, each module without its children."""
+    counter = _Counter({module: path for path, module in model.named_modules()})
+    handles = (
+        hooks.register_module_forward_pre_hook(counter.enter),
+        hooks.register_module_forward_hook(counter.leave, always_call=True),
+    )
+    fast = torch.backends.mha.get_fastpath_enabled()  # one operator for a whole layer, whose work nobody counts
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter:
+            yield counter.macs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,255 @@
+"""Islands: the model's own Python stays, and the largest modules inside it that can be traced become graphs."""
+
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import CaptureError
+from fxcompress.graph.compare import refuse_difference, run
+from fxcompress.graph.export import export
+from fxcompress.graph.inputs import Arguments, fixed_arguments
+from fxcompress.graph.mode import eval_mode
+from fxcompress.graph.module import refuse_keywords
+from fxcompress.graph.module_kinds import is_kept, is_opaque
+from fxcompress.graph.normalize import normalize
+from fxcompress.graph.regions import Islands, Region, put_regions, regions
+from fxcompress.graph.shell import shell
+from fxcompress.graph.sizes import expect_sizes
+from fxcompress.graph.symbolic import trace
+from fxcompress.graph.traced import Traced, join, place
+
+_ADDED = "_fxcompress_added"
+
+
+class Found(NamedTuple):
+    """A model with regions, the lines that do something else in train mode, and why modules are no graphs."""
+
+    gm: Islands
+    asked: dict[str, str]
+    reasons: dict[str, CaptureError]
+
+
+def islands(model: nn.Module, arguments: Arguments) -> Found:
+    """Turn the largest traceable modules of `model` into graphs, in place; its own Python calls them.
+
+    Each region is run beside the forward that it replaces; one that differs is given up for smaller ones.
+    Raises CaptureError where nothing in the model can be traced.
+    """
+    calls = _calls(model, arguments)
+    given_up: dict[str, CaptureError] = {}
+    also: set[str] = set()
+    while True:
+        attempt = _Attempt(shell(model), calls, given_up)
+        gm = attempt.put(also)
+        failed, outside = _checked(gm, shell(model), arguments)
+        if not failed and outside <= also:
+            return Found(gm, attempt.asked, attempt.reasons)
+        given_up |= failed
+        also |= outside
+
+
+def _calls(model: nn.Module, arguments: Arguments) -> dict[str, Arguments]:
+    """Run the model and return the arguments of each module's first call, tensors without values, in that order.
+
+    A module whose later calls take another path through its code has no entry.
+    """
+    calls: dict[str, Arguments] = {}
+    varying: set[str] = set()
+    observed = shell(model)
+    for path, module in observed.named_modules():
+        module.register_forward_pre_hook(_recording(path, calls, varying), with_kwargs=True)
+    with eval_mode(observed):
+        run(observed, arguments)
+    return {path: call for path, call in calls.items() if path not in varying}
+
+
+def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Callable[..., None]:
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        call = Arguments(args, kwargs)
+        if path not in calls:
+            calls[path] = _without_values(call)
+        elif fixed_arguments(module, call) != fixed_arguments(module, calls[path]):
+            varying.add(path)
+
+    return record
+
+
+class _Attempt:
+    """One choice of regions: the outermost modules that can be traced and were not given up."""
+
+    def __init__(self, model: nn.Module, calls: dict[str, Arguments], given_up: dict[str, CaptureError]) -> None:
+        self.model, self.calls = model, calls
+        self.reasons = dict(given_up)
+        self.failed: dict[Hashable, CaptureError] = {}
+        self.asked: dict[str, str] = {}
+        self.traced: dict[str, Traced] = {}
+        for path, child in model.named_children():
+            self._visit(path, child)
+
+    def put(self, also: set[str]) -> Islands:
+        """Put the regions, and those of modules that the model also calls by themselves, into the model."""
+        for path in sorted(also - self.traced.keys()):
+            self._visit(path, self.model.get_submodule(path))
+        if not self.traced:
+            why = "; ".join(f"{path or 'the model'}: {error}" for path, error in list(self.reasons.items())[:3])
+            raise CaptureError(f"no module of {type(self.model).__name__} can be traced: {why}")
+        order = [path for path in self.calls if path in self.traced]
+        own = list(self.model._modules)
+        graph, taken = fx.Graph(), dict[str, int]()
+        for path in order:
+            place(self.traced[path], path, graph, self.model, taken)
+            self.asked |= self.traced[path].asked
+        return put_regions(self.model, graph, order, own)
+
+    def _visit(self, path: str, module: nn.Module) -> None:
+        if is_kept(module) or not any(True for _ in module.parameters()):
+            return
+        call, alike = self.calls.get(path), _likeness(module)
+        if alike in self.failed:  # such as each layer of a transformer
+            self.reasons.setdefault(path, self.failed[alike])
+        if call is not None and path not in self.reasons:
+            try:
+                self.traced[path] = self._trace(path, module, call)
+                for inner in self._opaque_in(path):
+                    self._visit(join(path, inner), module.get_submodule(inner))
+                return
+            except CaptureError as error:
+                self.reasons[path] = self.failed[alike] = error
+        for name, child in module.named_children():
+            self._visit(join(path, name), child)
+
+    def _trace(self, path: str, module: nn.Module, call: Arguments) -> Traced:
+        if is_opaque(module):
+            traced = export(module, _with_values(call))
+            _refuse_one_batch_size(traced, path)
+        else:
+            traced = trace(module, fixed_arguments(module, call))
+        normalize(traced, module)
+        refuse_keywords(traced, path)
+        return traced
+
+    def _opaque_in(self, path: str) -> Iterator[str]:
+        traced = self.traced[path]
+        for node in traced.graph.find_nodes(op="call_module"):
+            module = traced.module_of(self.model.get_submodule(path), node)
+            if module is not None and is_opaque(module):
+                yield str(node.target)
+
+
+def _likeness(module: nn.Module) -> Hashable:
+    """Return what is equal for modules whose code takes the same path: classes, sizes and switches of all parts."""
+    switches = [
+        (path, name, value)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if name != "training" and isinstance(value, bool | str | None)
+    ]
+    return type(module), repr(module), tuple(switches)
+
+
+def _refuse_one_batch_size(traced: Traced, path: str) -> None:
+    """Raise CaptureError for a graph that takes no other batch than that of the example, as Python may give it."""
+    for node in traced.graph.find_nodes(op="call_function", target=expect_sizes):
+        for name, sizes in zip(*node.args[1:3], strict=True):
+            if sizes and isinstance(sizes[0], int):
+                raise CaptureError(f"the graph of {path} would take no other {name} than a batch of {sizes[0]}")
+
+
+def _without_values(call: Arguments) -> Arguments:
+    """Return the arguments of a call without the memory of its tensors."""
+    return _replaced(call, lambda tensor: tensor.detach().to("meta"))
+
+
+def _with_values(call: Arguments) -> Arguments:
+    """Return the arguments of a recorded call with zeros in the place of values, which are not read."""
+    return _replaced(call, partial(torch.zeros_like, device="cpu"))
+
+
+def _replaced(call: Arguments, function: Callable[[Tensor], Tensor]) -> Arguments:
+    new: dict[int, Tensor] = {}  # one tensor given twice, such as query and key, stays one
+
+    def replaced(tensor: Tensor) -> Tensor:
+        if id(tensor) not in new:
+            new[id(tensor)] = function(tensor)
+        return new[id(tensor)]
+
+    return Arguments(*pytree.tree_map_only(Tensor, replaced, tuple(call)))
+
+
+def _checked(gm: Islands, original: nn.Module, arguments: Arguments) -> tuple[dict[str, CaptureError], set[str]]:
+    """Run each region beside the module of the original that it replaces.
+
+    Returns why regions failed, and the modules inside regions that the model's own Python calls as well.
+    """
+    check = _Check(gm, original)
+    gm.add_module(_ADDED, _Added())
+    handles = [module.register_forward_pre_hook(check.noted(path)) for path, module in check.inside()]
+    try:
+        beside = [check.beside(region, code) for region, code in zip(regions(gm), gm.functions, strict=True)]
+        with eval_mode(gm), eval_mode(original), gm.calling(beside):
+            run(gm, arguments)
+    finally:
+        del gm._modules[_ADDED]
+        for handle in handles:
+            handle.remove()
+    return check.failed, check.outside
+
+
+class _Added(nn.Module):
+    """Stands for the modules that passes add to a model."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise CaptureError(
+            "the model's forward calls all of its children, and so would call what is put into it; let it call those "
+            "that it means by name, or from an nn.ModuleList"
+        )
+
+
+class _Check:
+    def __init__(self, gm: Islands, original: nn.Module) -> None:
+        self.gm, self.original, self.running = gm, original, 0
+        self.failed: dict[str, CaptureError] = {}
+        self.outside: set[str] = set()
+
+    def inside(self) -> list[tuple[str, nn.Module]]:
+        """Return the modules inside regions that are not regions themselves."""
+        graphs = {region.path for region in regions(self.gm)}
+        return [
+            (join(path, name), module)
+            for path in graphs
+            for name, module in self.gm.get_submodule(path).named_modules()
+            if join(path, name) not in graphs
+        ]
+
+    def noted(self, path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any) -> None:
+            if not self.running:
+                self.outside.add(path)
+
+        return note
+
+    def beside(self, region: Region, code: Callable[..., Any]) -> Callable[..., Any]:
+        module = self.gm.get_submodule(region.path)
+        original = self.original.get_submodule(region.path)
+
+        def call(gm: Islands, *args: Any, **kwargs: Any) -> Any:
+            given = Arguments(args, kwargs)
+            self.running += 1
+            expected = run(original, given)
+            try:
+                found = run(module, given, partial(code, gm))
+                refuse_difference(expected, found, region.path)
+            except CaptureError as error:
+                self.failed[region.path] = error
+            except Exception as error:
+                message = f"the graph of {region.path} does not run: {error}"
+                self.failed[region.path] = CaptureError(message)
+            finally:
+                self.running -= 1
+            return expected
+
+        return call
