@@ -1,8 +1,9 @@
-"""The command line: check, plan, transform, lower, report, schema and demo."""
+"""The command line: capture, check, plan, transform, lower, report, schema and demo."""
 
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,17 @@ from typer.core import TyperGroup
 
 from fxcompress import checkpoint, pipeline
 from fxcompress.errors import CompressError, PolicyError
-from fxcompress.graph import capture
+from fxcompress.graph import capture as capture_model
 from fxcompress.graph.inputs import examples
+from fxcompress.graph.shapes import shapes
 from fxcompress.lowering.lowered import lower as lower_model
 from fxcompress.policies import Plan, Policy, RuleStep, read, show
 from fxcompress.policies import schema as policy_schema
+from fxcompress.policies.policy import Way
 from fxcompress.policies.reference import is_dotted, load_attribute
 from fxcompress.policies.rules import place
+from fxcompress.reporting.captured import captured
+from fxcompress.reporting.drawing import draw
 from fxcompress.reporting.report import report as make_report
 
 _out, _err = Console(), Console(stderr=True)
@@ -31,10 +36,16 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}", "yellow")
+                return super().invoke(ctx)
         except CompressError as error:
-            _err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            _say(f"error: {error}", "red")
             raise SystemExit(2 if isinstance(error, PolicyError) else 1) from error
+
+
+def _say(text: str, style: str) -> None:
+    _err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
@@ -60,9 +71,13 @@ BudgetOption = Annotated[
     list[str] | None,
     typer.Option("--budget", "-b", help="Replace a budget of the policy, e.g. `size=20%`. Repeatable."),
 ]
+CaptureOption = Annotated[
+    Way | None, typer.Option("--capture", help="How the model becomes a graph, in the place of the policy's word.")
+]
 BuiltinOnly = Annotated[
     bool, typer.Option("--builtin-only", help="Refuse names of the form package.module:attribute, which run code.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 
 
 @app.callback()
@@ -75,7 +90,43 @@ def main() -> None:
 
 
 @app.command()
-def check(policy: PolicyArgument, model: OptionalModel = None, builtin_only: BuiltinOnly = False) -> None:
+def capture(
+    model: Annotated[str, typer.Argument(help="`package.module:name`, a module or a function that makes one.")],
+    inputs: InputsOption = None,
+    data: DataOption = None,
+    way: Annotated[Way, typer.Option(help="How the model becomes a graph; all but symbolic need inputs.")] = "auto",
+    graph: Annotated[
+        Path | None, typer.Option("--graph", "-g", dir_okay=False, help="Draw the graph into this SVG file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers of a model with shapes, parameters and work, what is not seen, why, and what to change.
+
+    Without inputs the model is not run: no shapes, no multiply-accumulates.
+
+    Example: `fxcompress capture mypackage:net -i mypackage:example --graph net.svg`
+    """
+    original = _model(model)
+    example = examples(original, _value(inputs), _value(data)).inputs
+    gm = capture_model(original, example, way=way)
+    known = shapes(gm, example)
+    found = captured(gm, known)
+    if as_json:
+        print(found.to_json())
+    else:
+        found.print(_out)
+    if graph is not None:
+        draw(gm, graph, known)
+        _err.print(f"wrote {graph}")
+
+
+@app.command()
+def check(
+    policy: PolicyArgument,
+    model: OptionalModel = None,
+    inputs: InputsOption = None,
+    builtin_only: BuiltinOnly = False,
+) -> None:
     """Check a policy file; with a model, show which layers each rule matches. Nothing is measured or written.
 
     Example: `fxcompress check mixed.yaml --model mypackage.models:resnet`
@@ -85,7 +136,7 @@ def check(policy: PolicyArgument, model: OptionalModel = None, builtin_only: Bui
         f"{policy}: {'a plan' if isinstance(wanted, Plan) else 'a policy'} with {len(wanted.steps)} steps, valid"
     )
     if model is not None:
-        gm = capture(_model(model))
+        gm = capture_model(_model(model), _value(inputs), way=wanted.capture)
         matched = pipeline.run(wanted.steps, gm)
         for step, said in zip(wanted.steps, matched, strict=True):
             for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ()):
@@ -103,13 +154,14 @@ def plan(
     loss: LossOption = None,
     inputs: InputsOption = None,
     budget: BudgetOption = None,
+    capture: CaptureOption = None,
 ) -> None:
     """Measure, solve and write the plan: the policy with every decision made, what each costs and why.
 
     Example: `fxcompress plan mixed.yaml -m mypackage:net -d mypackage:batches -l torch.nn.functional:cross_entropy
     -o mixed.plan.yaml`
     """
-    decided = pipeline.plan(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs))
+    decided = pipeline.plan(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs, capture))
     decided.save(output)
     make_report(decided).print(_out)
     _out.print(f"wrote {output}")
@@ -124,12 +176,13 @@ def transform(
     loss: LossOption = None,
     inputs: InputsOption = None,
     budget: BudgetOption = None,
+    capture: CaptureOption = None,
 ) -> None:
     """Compress a model and save it: `model.safetensors` and `policy.yaml` (the plan). A plan needs no data.
 
     Example: `fxcompress transform mixed.plan.yaml -m mypackage:net -o small/`
     """
-    small = pipeline.transform(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs))
+    small = pipeline.transform(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs, capture))
     checkpoint.save(small, output)
     make_report(small).print(_out)
     _out.print(f"wrote {output / checkpoint.MODEL} and {output / checkpoint.POLICY}")
@@ -150,12 +203,13 @@ def lower(
 
     Example: `fxcompress lower small/ -m mypackage:net -i mypackage:example -o small.onnx`
     """
-    small = checkpoint.load(directory, _model(model))
-    known = examples(small, _value(inputs), _value(data)).inputs
+    original = _model(model)
+    known = examples(original, _value(inputs), _value(data)).inputs
     if known is None:
         raise PolicyError(
             "lower runs the model once: pass --inputs package.module:name or --data package.module:name"
         )
+    small = checkpoint.load(directory, original, example_inputs=known)
     lowered = lower_model(small, output, known, max_difference=max_difference)
     _out.print(
         f"wrote {output}: {show('size', lowered.bytes)}, of it weights {show('size', lowered.weight_bytes)}, opset "
@@ -167,7 +221,7 @@ def lower(
 @app.command()
 def report(
     source: Annotated[Path, typer.Argument(help="A plan's file, or the folder of a saved compressed model.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what was done to each layer, why, and at what price.
 
@@ -231,15 +285,14 @@ def _value(name: str | None) -> Any:
 def _model(name: str) -> nn.Module:
     value = _value(name)
     if not isinstance(value, nn.Module):
-        raise PolicyError(
-            f"--model {name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one"
-        )
+        raise PolicyError(f"{name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one")
     return value
 
 
-def _arguments(data: str | None, loss: str | None, inputs: str | None) -> dict[str, Any]:
+def _arguments(data: str | None, loss: str | None, inputs: str | None, capture: Way | None) -> dict[str, Any]:
     return {
         "data": _value(data),
         "loss": None if loss is None else load_attribute(loss),
         "example_inputs": _value(inputs),
+        "capture": capture,
     }
