@@ -26,7 +26,11 @@ _ADVICE = (
         r"numpy|item\(\)|tolist|float\(\)|needs the value of a tensor",
         "stay in torch: what leaves it for Python or numpy cannot be followed",
     ),
-    (r"nothing that the graph computes", "nothing: it has no part in the result"),
+    (r"nothing that the model computes", "nothing: it has no part in the result"),
+    (
+        r"between the graphs",
+        "move this code into a module of its own, or capture by export to see the whole model in one graph",
+    ),
     (
         r"does not look into",
         "capture by export, which looks into it: capture(model, example_inputs, way='export')",

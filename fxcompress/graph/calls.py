@@ -28,13 +28,17 @@ def operators(gm: fx.GraphModule) -> Iterator[fx.Node]:
     for node in gm.graph.nodes:
         if node.op != "call_function" or repeats_a_guard(node):
             continue
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if _is_region(node):
             for argument in node.args:
                 inner = getattr(gm, str(argument.target), None) if isinstance(argument, fx.Node) else None
                 if isinstance(inner, fx.GraphModule):
                     yield from operators(inner)
-        else:
+        elif not (node.args and _is_region(node.args[0])):  # which only reads a result of a region
             yield node
+
+
+def _is_region(node: object) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def operator_name(node: fx.Node) -> str:

@@ -68,6 +68,7 @@ _NAMES: dict[Rule, str] = {  # operators without a row, and those whose rule is 
     mixing.layer_norm: "layer_norm rms_norm",
     mixing.group_norm: "group_norm",
     mixing.batch_norm: "batch_norm instance_norm",
+    mixing.folded_weight: "folded_weight",
     mixing.linear: "linear",
     mixing.embedding: "embedding",
     mixing.convolution: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",

@@ -135,12 +135,15 @@ class Couplings:
         self.unite(core(one.ids, one.axes), first)
         return one._replace(ids=first.expand_as(one.ids), axes=one.axes - axes)
 
-    def across(self, one: Labels, axes: Axes, reason: str) -> Labels:
+    def across(self, found: Iterable[Labels], axes: Axes, reason: str) -> list[Labels]:
         """Do the same for an operator that mixes these axes, on which labels of their own stay."""
-        if one.axes and one.axes <= axes:
-            self.fix(one, reason)
-            return Labels(torch.zeros((), dtype=torch.int64).expand_as(one.ids), frozenset(), one.zero)
-        return self.along(one, axes)
+        kept = []
+        for one in found:
+            if one.axes <= axes:
+                self.fix(one, reason)
+            else:
+                kept.append(self.along(one, axes))
+        return kept
 
     def vector(self, flow: Flow, axis: int) -> Flow:
         """Return the labels on one axis, uniting what lies on the others, with the values' first elements."""
@@ -165,8 +168,9 @@ class Couplings:
             others, other_real = self._spread(flow, shape)
             others.sort(key=lambda one: one.spare)
             alone = list(others)
-            found = [self._met(one, others, alone, other_real, flow.origin, zero) for one in found]
-            found += [self._held(other, real, origin)._replace(zero=zero == "any" and other.zero) for other in alone]
+            met = [self._met(one, others, alone, other_real, flow.origin, zero) for one in found]
+            left = [self._held(one, real, origin, zero == "any" and one.zero) for one in alone]
+            found = [one for one in (*met, *left) if one is not None]
             real |= other_real
             origin = origin or flow.origin
         return tuple(found)
@@ -184,7 +188,7 @@ class Couplings:
 
     def _met(
         self, one: Labels, others: list[Labels], alone: list[Labels], real: Axes, origin: str, zero: str
-    ) -> Labels:
+    ) -> Labels | None:
         """Return the labels after meeting those of another tensor, which are then not `alone`."""
         met = False
         for other in others:
@@ -198,15 +202,15 @@ class Couplings:
             is_zero = {"any": one.zero or other.zero, "all": one.zero and other.zero, "first": one.zero}
             ids = core(one.ids, common).expand_as(one.ids)
             one = Labels(ids, common, is_zero.get(zero, False), one.spare and other.spare)
-        return one if met else self._held(one, real, origin)._replace(zero=zero in ("any", "first") and one.zero)
+        return one if met else self._held(one, real, origin, zero in ("any", "first") and one.zero)
 
-    def _held(self, one: Labels, real: Axes, origin: str) -> Labels:
-        """Return the labels after meeting a tensor that has these axes, but no labels on them."""
+    def _held(self, one: Labels, real: Axes, origin: str, zero: bool) -> Labels | None:
+        """Return the labels after meeting a tensor that has these axes, but no labels on them; None if they stay."""
         held = one.axes & real
-        if held and held == one.axes:
+        if held == one.axes:
             self.fix(one, self._meets(origin))
-            return one
-        return self.along(one, held)
+            return None
+        return self.along(one, held)._replace(zero=zero)
 
     def _meets(self, origin: str) -> str:
         return f"it meets {origin or 'what stays'} in {self.node!r}"

@@ -58,8 +58,8 @@ def convolution(c: Couplings, call: Call) -> Any:
 def _beside(c: Couplings, source: Flow, axis: int, shape: Sequence[int]) -> list[Labels]:
     """Return the labels that are on the batch axis alone."""
     around = frozenset(range(axis, len(shape)))
-    kept = [one for one in source.labels if axis not in one.axes]
-    kept = [c.across(one, around, f"{c.node!r} mixes it with what lies around") for one in kept]
+    others = [one for one in source.labels if axis not in one.axes]
+    kept = c.across(others, around, f"{c.node!r} mixes it with what lies around")
     return [one._replace(ids=core(one.ids, one.axes).expand(tuple(shape))) for one in kept]
 
 
@@ -161,7 +161,7 @@ def pooling(c: Couplings, call: Call) -> Any:
     source = call.flows[0]
     named = re.search(r"([123])d", call.name)
     spatial = frozenset(range(source.value.dim() - int(named[1]) if named else 2, source.value.dim()))
-    found = [c.across(one, spatial, f"{c.node!r} mixes it with what lies around") for one in source.labels]
+    found = c.across(source.labels, spatial, f"{c.node!r} mixes it with what lies around")
     return call.made([one._replace(ids=core(one.ids, one.axes).expand(call.first.shape)) for one in found])
 
 
@@ -246,5 +246,14 @@ def batch_norm(c: Couplings, call: Call) -> Any:
 
 def _each_channel(c: Couplings, source: Flow) -> Flow:
     spatial = frozenset(range(2, source.value.dim()))
-    found = [c.across(one, spatial, f"{c.node!r} normalizes over it") for one in source.labels]
-    return replace(source, labels=tuple(found))
+    return replace(source, labels=tuple(c.across(source.labels, spatial, f"{c.node!r} normalizes over it")))
+
+
+def folded_weight(c: Couplings, call: Call) -> Any:
+    """Multiply a weight by the factors of a batch norm, one for each index along an axis."""
+    weight, *factors = call.flows
+    axis, shape = call.given(4, "axis", 0), weight.value.shape
+    if factors[-1].value.shape != shape[axis : axis + 1]:  # a transposed convolution in groups
+        return unknown(c, call)
+    beside = [flow.reshaped([-1 if at == axis else 1 for at in range(len(shape))]) for flow in factors]
+    return call.made(c.combined([weight, *beside], shape, "first"))

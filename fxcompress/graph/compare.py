@@ -23,11 +23,14 @@ def run(module: nn.Module, arguments: Arguments, function: Callable[..., Any] | 
     `function` is called in the module's place.
     """
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(arguments))
+    held = [(part, dict(part._buffers)) for part in module.modules()]
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     devices = {tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(0)
         result = (function or module)(*args, **kwargs)
+    for part, buffers in held:  # forward may have put others into their places
+        part._buffers.update(buffers)
     for buffer, value in before:
         if not buffer.is_meta and not torch.equal(buffer, value):
             buffer.copy_(value)

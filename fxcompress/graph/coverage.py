@@ -162,10 +162,12 @@ def _unseen(
 def _describe(model: nn.Module, path: str, macs: int, parameters: int, reasons: Reasons) -> Unseen:
     module = model.get_submodule(path)
     error = reasons.get(_around(path, reasons))
+    kind = type(module).__name__
     if error is None:
-        error = CaptureError("nothing that the graph computes reads its parameters")
-    place = error.place or _source(module)
-    return Unseen(path, type(module).__name__, macs, parameters, place, error.line, str(error), advice(error))
+        error, place = CaptureError("nothing that the model computes reads its parameters"), ""
+    else:
+        place = error.place or _source(module)
+    return Unseen(path, kind, macs, parameters, place, error.line, str(error), advice(error))
 
 
 def _source(module: nn.Module) -> str:

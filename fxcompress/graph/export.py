@@ -14,8 +14,7 @@ from fxcompress.graph.symbolic import user_line
 from fxcompress.graph.traced import Traced
 
 _REASONS = {
-    "Could not guard on data-dependent": "it branches on the value of a tensor",
-    "Could not extract specialized": "it needs the value of a tensor as a number",
+    "data-dependent expression": "it branches on the value of a tensor, or needs it as a number",
     "_nested_tensor": "it makes a nested tensor",
 }
 
@@ -34,7 +33,9 @@ def export(model: nn.Module, arguments: Arguments) -> Traced:
     write_guard(traced.graph, inputs, program.inputs)
     placed = followed_placements(program, model, inputs)
     lifter = Lifter(traced, model, program.exported, program.following, placed)
-    write_output(traced.graph, program.returned, lifter.lift(inputs.nodes))
+    results = lifter.lift(inputs.nodes)
+    lifter.assign(program.assigned, results[len(results) - len(program.assigned) :])
+    write_output(traced.graph, program.returned, results)
     called = {str(node.target) for node in traced.graph.find_nodes(op="call_module")}
     traced.asked.update(program.following.lines(without=called))
     return traced

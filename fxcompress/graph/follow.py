@@ -5,7 +5,7 @@ import functools
 import linecache
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from fxcompress.graph.calls import operator_name
 from fxcompress.graph.mode import Mode, eval_mode
 from fxcompress.graph.recurrent import operator_for
 
@@ -25,6 +26,10 @@ _INSIDE_TORCH = tuple(_TORCH + name for name in ("_", "fx", "utils"))  # whose c
 _DROPPING = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
     F.multi_head_attention_forward,
+)
+_KNOWN = (
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    *("batch_norm", "scaled_dot_product_attention"),
 )
 # Modules of torch that ask for their mode only to choose the fused operator, which export switches off.
 _CHECKING = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -52,7 +57,7 @@ class Following(TorchFunctionMode):
         self.asked: dict[str, dict[str, str]] = {}
         self.with_rate: set[str] = set()  # paths of the modules that choose a rate of dropout by their mode
         self.constants: Constants = {}
-        self._places: set[str] = set()
+        self._calls: dict[str, list[bool]] = {}  # of what drops out or normalizes, whether the mode was given
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call as torch does, with a bool in the place of the mode."""
@@ -62,11 +67,12 @@ class Following(TorchFunctionMode):
         if func in _CASTS and args:
             args = (torch.ops.aten.alias(args[0]), *args[1:])
         modes = [value for value in (*args, *kwargs.values()) if isinstance(value, Mode)]
+        is_known = func in _DROPPING or func is F.batch_norm
+        if is_known:
+            self._calls.setdefault(_place_of_forward(sys._getframe(1)), []).append(bool(modes))
         if not modes:
             return func(*args, **kwargs)
-        if func in _DROPPING or func is F.batch_norm:
-            self._places.add(_place_of_forward(sys._getframe(1)))
-        else:
+        if not is_known:
             _note(modes[0], outside_torch(sys._getframe(1)))
         training = func in _DROPPING
         args = tuple(training if isinstance(value, Mode) else value for value in args)
@@ -89,10 +95,19 @@ class Following(TorchFunctionMode):
         """Return the line in a forward that computes a node, as in `constants`."""
         return ["", *re.findall(r'File ".*", line \d+,', node.meta.get("stack_trace") or "")][-1]
 
-    def follows(self, node: fx.Node) -> bool:
-        """Return whether a node of the exported program was computed by a call that was given the mode."""
-        trace = node.meta.get("stack_trace") or ""
-        return any(place in trace for place in self._places)
+    def followed(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """Return the operators of a program that drop out or normalize, and were computed by calls with the mode."""
+        lines: dict[str, list[fx.Node]] = {}
+        for node in nodes:
+            if operator_name(node).removesuffix("_") in _KNOWN:
+                lines.setdefault(self.place_of(node), []).append(node)
+        found: set[fx.Node] = set()
+        for place, own in lines.items():
+            given = self._calls.get(place, [])
+            if len(given) != len(own):  # one of the calls was no operator, or several
+                given = [any(given)] * len(own)
+            found.update(node for node, follows in zip(own, given, strict=True) if follows)
+        return found
 
     def lines(self, without: set[str]) -> dict[str, str]:
         """Return the lines that branch on the mode of a module other than those `without`."""

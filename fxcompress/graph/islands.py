@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ class _Attempt:
 
     def __init__(self, model: nn.Module, calls: dict[str, Arguments], given_up: dict[str, CaptureError]) -> None:
         self.model, self.calls = model, calls
-        self.reasons = dict(given_up)
+        self.reasons = {"": CaptureError("its own Python runs, between the graphs")} | given_up
         self.failed: dict[Hashable, CaptureError] = {}
         self.asked: dict[str, str] = {}
         self.traced: dict[str, Traced] = {}
@@ -95,7 +96,7 @@ class _Attempt:
         for path in sorted(also - self.traced.keys()):
             self._visit(path, self.model.get_submodule(path))
         if not self.traced:
-            why = "; ".join(f"{path or 'the model'}: {error}" for path, error in list(self.reasons.items())[:3])
+            why = "; ".join(f"{path or 'the model'}: {error}" for path, error in list(self.reasons.items())[:4])
             raise CaptureError(f"no module of {type(self.model).__name__} can be traced: {why}")
         order = [path for path in self.calls if path in self.traced]
         own = list(self.model._modules)
@@ -106,6 +107,8 @@ class _Attempt:
         return put_regions(self.model, graph, order, own)
 
     def _visit(self, path: str, module: nn.Module) -> None:
+        if is_kept(module):
+            self.reasons[path] = CaptureError("the model's own Python calls it, between the graphs")
         if is_kept(module) or not any(True for _ in module.parameters()):
             return
         call, alike = self.calls.get(path), _likeness(module)
@@ -123,11 +126,15 @@ class _Attempt:
             self._visit(join(path, name), child)
 
     def _trace(self, path: str, module: nn.Module, call: Arguments) -> Traced:
+        if any(map(iskeyword, path.split("."))):
+            raise CaptureError(
+                f"{path!r} has a Python keyword in its name, which a graph cannot write; rename that part"
+            )
         if is_opaque(module):
             traced = export(module, _with_values(call))
             _refuse_one_batch_size(traced, path)
         else:
-            traced = trace(module, fixed_arguments(module, call))
+            traced = trace(module, fixed_arguments(module, call), keeps_hooks=True)
         normalize(traced, module)
         refuse_keywords(traced, path)
         return traced

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.calls import Calls, line_of, operator_name, operators, repeats_a_guard, under_root
+from fxcompress.graph.calls import Calls, line_of, operator_name, operators, repeats_a_guard
 from fxcompress.graph.follow import Following
 from fxcompress.graph.indexing import index, is_index
 from fxcompress.graph.memory import Memory, is_write, without_write
@@ -47,7 +46,8 @@ class Lifter:
         placed: Mapping[fx.Node, Any],
     ) -> None:
         self.traced, self.model, self.following = traced, model, following
-        self.calls = Calls(model, operators(program.graph_module))
+        nodes = list(operators(program.graph_module))
+        self.calls, self.followed = Calls(model, nodes), following.followed(nodes)
         self._program, self._placed = program, placed
         self._state = State(model, program)
         self._memory = Memory(self._emit, self._state)
@@ -60,16 +60,13 @@ class Lifter:
         placeholders = [node for node in self._program.graph.find_nodes(op="placeholder") if node not in self._state]
         for node, given in zip(placeholders, inputs, strict=True):
             self._memory.hold(node, given)
-        results = []
         outputs = self._run(self._program.graph_module)
-        for spec, output in zip(self._program.graph_signature.output_specs, outputs, strict=True):
-            value = self.value(output) if isinstance(output, fx.Node) else output
-            if spec.kind is OutputKind.BUFFER_MUTATION:  # self.count = self.count + 1
-                buffer = self.attribute(under_root(str(spec.target)))
-                self.traced.graph.call_method("copy_", (buffer, value))
-            elif spec.kind is OutputKind.USER_OUTPUT:
-                results.append(value)
-        return results
+        return [self.value(output) if isinstance(output, fx.Node) else output for output in outputs]
+
+    def assign(self, buffers: Sequence[str], values: Sequence[fx.Node]) -> None:
+        """Write the values that the model assigns to its buffers, which torch.export forgets."""
+        for name, value in zip(buffers, values, strict=True):
+            self.traced.graph.call_method("copy_", (self.attribute(name), value))
 
     def value(self, node: fx.Node, scope: str = "") -> Any:
         """Return what a node of the program is in the graph, for a reader in the module `scope`."""
@@ -157,7 +154,9 @@ class Lifter:
             self._memory.name(node, result)
         else:
             value = self.value(result, self.calls.scope(result))
-            self._memory.hold(node, self.create(result, "call_method", "detach", (value,)))
+            detached = self.traced.graph.call_method("detach", (value,))
+            self.traced.scopes[detached] = self.calls.scope(result)
+            self._memory.hold(node, detached)
 
     def _emit(self, node: fx.Node) -> Any:
         """Write one node, and return what it is in the graph."""
@@ -170,10 +169,10 @@ class Lifter:
         args, kwargs = fx.node.map_aggregate(given, lambda one: self._argument(one, scope))
         if name in MODE_DEPENDENT:
             return MODE_DEPENDENT[name](self, node, args, kwargs)
+        if node.target in _THE_SAME or _is_detached_constant(node):
+            return args[0]
         if node.target in _METHODS:
             return self.create(node, "call_method", _METHODS[node.target], args, kwargs)
-        if node.target in _THE_SAME:
-            return args[0]
         if is_write(node):
             return self._emit_write(node, args, kwargs)
         if node.target is aten.embedding.default and (len(args) < 3 or args[2] == -1):
@@ -197,12 +196,23 @@ class Lifter:
         if self._memory.is_state(node.args[0]):
             op, target = ("call_method", name) if hasattr(Tensor, name) else ("call_function", node.target)
             return self.create(node, op, target, args, kwargs)
-        target = without_write(node)
-        new = self.create(node, "call_function", target, args, kwargs)
-        normalize_aten_call(new, target.overloadpacket.__name__)
+        if node.target is aten.copy_.default:
+            new = args[1]
+            if [*map(str, changed.shape)] != [*map(str, others[0].shape)]:
+                new = self.create(node, "call_method", "expand_as", (new, args[0]))
+        else:
+            target = without_write(node)
+            new = self.create(node, "call_function", target, args, kwargs)
+            normalize_aten_call(new, target.overloadpacket.__name__)
         if all(torch.result_type(changed, other) == changed.dtype for other in others):
             return new
         return self.create(node, "call_method", "to", (new, changed.dtype))
+
+
+def _is_detached_constant(node: fx.Node) -> bool:
+    """Return whether a node is the second half of torch.tensor([1.0])."""
+    source = node.args[0] if node.target is aten.detach_.default else None
+    return isinstance(source, fx.Node) and source.target is aten.lift_fresh_copy.default
 
 
 def _refusal(used: str, nodes: Sequence[fx.Node]) -> CaptureError:

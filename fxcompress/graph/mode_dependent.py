@@ -48,7 +48,7 @@ def _dropout(lifter: "Lifter", node: fx.Node, args: Sequence[Any], kwargs: Any) 
 
 def _drops_in_train_mode(lifter: "Lifter", node: fx.Node) -> bool:
     """Return whether an operator that drops out does so in train mode alone."""
-    return lifter.following.follows(node) or not lifter.following.with_rate.isdisjoint(lifter.calls.enclosing(node))
+    return node in lifter.followed or not lifter.following.with_rate.isdisjoint(lifter.calls.enclosing(node))
 
 
 def _dropout_module(name: str, node: fx.Node) -> type[nn.Module]:
@@ -73,7 +73,7 @@ def _batch_norm(lifter: "Lifter", node: fx.Node, args: Sequence[Any], kwargs: An
         if not is_plain(module):
             lifter.model.set_submodule(path, plain_norm(module, _axes(node)))
         return lifter.create(node, "call_module", path, (x,))
-    mode = Mode({}) if lifter.following.follows(node) else training
+    mode = Mode({}) if node in lifter.followed else training
     return lifter.create(node, "call_function", F.batch_norm, (x, mean, var, weight, bias, mode, momentum, eps))
 
 

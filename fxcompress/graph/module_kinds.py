@@ -30,4 +30,4 @@ def is_opaque(module: nn.Module) -> bool:
         return True
     if isinstance(module, (nn.Sequential, *TRANSPARENT, *_KEPT)) or type(module).forward is nn.Module.forward:
         return False
-    return type(module).forward.__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return (type(module).forward.__module__ or "").startswith(("torch.nn", "torch.ao.nn"))

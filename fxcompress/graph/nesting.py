@@ -28,6 +28,10 @@ def is_constant(value: Any) -> bool:
     return isinstance(value, _CONSTANTS)
 
 
+class _Size(tuple[Any, ...]):
+    """A torch.Size, which itself holds nothing but numbers."""
+
+
 class Entry(NamedTuple):
     """One value in a container, with the function and the key that read it."""
 
@@ -52,7 +56,8 @@ def entries(value: Any) -> list[Entry] | None:
 def like(value: Any, parts: Sequence[Entry], new: Sequence[Any]) -> Any:
     """Return a container like another one, that holds new values."""
     if isinstance(value, tuple | list):
-        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+        kind = _Size if isinstance(value, torch.Size) else type(value)
+        return kind(*new) if hasattr(value, "_fields") else kind(new)
     copied = copy.copy(value)
     for part, inner in zip(parts, new, strict=True):
         if isinstance(value, Mapping):
@@ -118,6 +123,8 @@ def write_output(graph: fx.Graph, returned: Any, nodes: Sequence[Any]) -> None:
         if isinstance(value, Mapping):
             return graph.call_function(type(value), (list(written.items()),))
         values = tuple(written.values())
+        if type(value) is _Size:
+            return graph.call_function(torch.Size, (values,))
         return graph.call_function(type(value), values if hasattr(value, "_fields") else (values,))
 
     graph.output(write(returned))

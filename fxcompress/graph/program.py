@@ -1,6 +1,7 @@
 """Programs: a model through torch.export, with as many open axes as its code allows."""
 
 import contextlib
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,10 +25,15 @@ from fxcompress.graph.traceable import traceable
 
 
 class Program(NamedTuple):
-    """An exported program, what its outputs were in what the model returned, and what followed the mode."""
+    """An exported program, and what it does not tell.
+
+    `returned` is what the model returned, with a Place for each output; the last outputs are the values of the
+    buffers that the model `assigned` to. `following` noted what followed the mode.
+    """
 
     exported: ExportedProgram
     returned: Any
+    assigned: list[str]
     following: Following
 
     @property
@@ -57,13 +63,26 @@ class _Opened(nn.Module):
         """Call the model with the tensors in their places."""
         args, kwargs = filled(self.call, tensors)
         found: list[Any] = []
+        before = dict(self.model.named_buffers())
         try:
             self.result.returned = close_output(self.model(*args, **kwargs), found)
+            self.result.assigned = _assigned(before, dict(self.model.named_buffers()), found)
         except CaptureError:
             raise
         except Exception as error:
             raise FailedError(_module_of(error, self.model)) from error
         return tuple(found)
+
+
+def _assigned(before: Mapping[str, Tensor], after: Mapping[str, Tensor], found: list[Any]) -> list[str]:
+    """Return the names of the buffers that the model assigned to, and append their values to `found`."""
+    names = [name for name, buffer in after.items() if buffer is not before.get(name)]
+    for name in names:
+        old, new = before.get(name), after[name]
+        if old is None or str(old.shape) != str(new.shape) or old.dtype != new.dtype:
+            raise CaptureError(f"forward assigns to the buffer {name!r} a value of another size or dtype")
+        found.append(new)
+    return names
 
 
 def _module_of(error: Exception, model: nn.Module) -> str:
@@ -123,4 +142,4 @@ def _run(model: nn.Module, inputs: Inputs, axes: Axes, follows_all: bool) -> Pro
     refuse_lost_hooks(opened.model, lambda module, path: is_kept(module))
     with torch.enable_grad(), traceable(), followed_mode(opened.model, follows_all) as following:
         exported = torch.export.export(opened, tensors, dynamic_shapes=(tuple(axes),), strict=False)
-    return Program(exported, opened.result.returned, following)
+    return Program(exported, opened.result.returned, opened.result.assigned, following)

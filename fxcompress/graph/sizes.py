@@ -6,10 +6,12 @@ from string import ascii_lowercase
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.signature import Inputs
+
 
 @fx.has_side_effect
 def expect_sizes(
@@ -78,8 +80,12 @@ def _guards(placeholders: Sequence[fx.Node]) -> list[sympy.Basic]:
         return []
     env = placeholders[0].meta["val"].fake_mode.shape_env
     guards = [env.simplify(guard.expr) for guard in env.guards]
-    open_guards = [guard for guard in guards if not statically_known_true(env.create_symboolnode(guard))]
-    return [guard for guard in open_guards if not _tells_from_one(guard)]
+    return [guard for guard in guards if not _holds_from_two_on(guard) and not _tells_from_one(guard)]
+
+
+def _holds_from_two_on(guard: sympy.Basic) -> bool:
+    sizes = {symbol: ValueRanges(2, int_oo) for symbol in guard.free_symbols}
+    return bound_sympy(guard, sizes).lower == sympy.true
 
 
 def _tells_from_one(guard: sympy.Basic) -> bool:

@@ -25,24 +25,27 @@ from fxcompress.graph.tracer import Tracer
 _NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 
 
-def trace(model: nn.Module, fixed: Mapping[str, Any]) -> Traced:
+def trace(model: nn.Module, fixed: Mapping[str, Any], *, keeps_hooks: bool = False) -> Traced:
     """Return the graph of `model`, for calls whose arguments `fixed` have the given values.
 
+    With `keeps_hooks` the graph takes the place of the model's forward alone, so that its own hooks go on.
     A batch norm that computes more becomes a plain one in `model`, and the rest operators; tensors that the model's
     code makes become buffers of `model`, which are not part of its state.
     Raises CaptureError naming the module and the source line that cannot be followed.
     """
     norms = [path for path, part in model.named_modules() if isinstance(part, _BatchNorm) and not is_plain(part)]
     try:
-        return _trace(model, fixed, norms)
+        return _trace(model, fixed, norms, keeps_hooks)
     except CaptureError:
         if not norms:
             raise
-        return _trace(model, fixed, [])  # such a norm may compute what cannot be followed: it stays a module
+        return _trace(
+            model, fixed, [], keeps_hooks
+        )  # such a norm may compute what cannot be followed: it stays a module
 
 
-def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str]) -> Traced:
-    observed = shell(model)
+def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str], keeps_hooks: bool) -> Traced:
+    observed = _without_hooks(model) if keeps_hooks else shell(model)
     try:
         with observed_mode(observed) as asked:
             asked_in = {path: Mode({}) for path in norms}
@@ -52,7 +55,8 @@ def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str]) -> 
     except CaptureError as error:
         if not takes_only_bool(error.__cause__):
             raise
-        observed, asked = shell(model), dict([user_line(error.__cause__)])
+        observed = _without_hooks(model) if keeps_hooks else shell(model)
+        asked = dict([user_line(error.__cause__)])
         asked_in = {}
         with eval_mode(observed):
             traced = _run(observed, fixed, asked, [])
@@ -66,6 +70,13 @@ def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str]) -> 
     return traced
 
 
+def _without_hooks(model: nn.Module) -> nn.Module:
+    bare = shell(model)
+    for hooks in (bare._forward_hooks, bare._forward_pre_hooks, bare._backward_hooks, bare._backward_pre_hooks):
+        hooks.clear()
+    return bare
+
+
 def _run(model: nn.Module, fixed: Mapping[str, Any], asked: dict[str, str], followed: Sequence[str]) -> Traced:
     """Run the model on proxies; modules that are `followed` into are not kept as they are."""
     tracer = Tracer(model, fixed, {model.get_submodule(path) for path in followed})
@@ -73,7 +84,7 @@ def _run(model: nn.Module, fixed: Mapping[str, Any], asked: dict[str, str], foll
     buffers = [(path, module, dict(module._buffers)) for path, module in model.named_modules()]
     try:
         with torch.enable_grad():
-            alone = isinstance(model, TRANSPARENT) and type(model).forward.__module__.startswith("torch.nn")
+            alone = isinstance(model, TRANSPARENT) and (type(model).forward.__module__ or "").startswith("torch.nn")
             graph = tracer.trace_alone(model) if alone and not model._modules else tracer.trace(model)
     except CaptureError:
         raise

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import LoweringError
+from fxcompress.graph.regions import Islands
 from fxcompress.lowering.engine import OnnxRuntime
 from fxcompress.lowering.integer_calls import activations
 from fxcompress.lowering.onnx import OPSET, file_names, write_onnx
@@ -62,6 +63,11 @@ def lower(
     Raises LoweringError where the difference is larger, a Choice is open, the model cannot be exported or a package
     is not installed; NotReadyError where a Quantizer has no range.
     """
+    if isinstance(model, Islands):
+        raise LoweringError(
+            f"{type(model).__name__} was captured by islands: there is no graph of the whole to export; change what "
+            "`fxcompress capture` names, or capture by export"
+        )
     path = Path(path)
     private, arguments = private_copy(model), arguments_for(model, example_inputs)
     bound = _default_bound(private) if max_difference is None else max_difference

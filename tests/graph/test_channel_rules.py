@@ -149,3 +149,76 @@ COUPLING = {
 @pytest.mark.parametrize(("forward", "expected"), COUPLING.values(), ids=COUPLING)
 def test_what_is_coupled(model, forward, expected):
     assert inner(model, forward, mix=nn.Conv2d(4, 4, 1), row=torch.rand(4)) == expected
+
+
+def test_what_passes_put_on_edges(model):
+    net = model(lambda self, x: self.b(torch.relu(self.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    gm, x = capture(net, torch.randn(2, 3)), torch.randn(2, 3)
+    weight, relu = (next(n for n in gm.graph.nodes if n.name == name) for name in ("a_weight", "relu"))
+    scale = Quantizer(4, symmetric=True, axis=0, channels=4)
+    scale.set_range(-torch.ones(4), torch.ones(4))
+    masked = insert(gm, weight, "a.weight_mask", Mask(torch.ones(4, 3)), list(weight.users))
+    insert(gm, masked, "a.weight_quantizer", scale, list(masked.users))
+    options = {"first": Quantizer(4, symmetric=False), "second": Mask(torch.ones(2, 4))}
+    insert(gm, relu, "relu_quantizer_choice", Choice(options, dict.fromkeys(options, {})), list(relu.users))
+    gm.recompile()
+    found = shown(channel_groups(gm, x))
+    assert found[1] == (
+        "4: a.weight.0, a.weight_mask.mask.0, a.weight_quantizer.scale.0, a.weight_quantizer.zero_point.0, a.bias.0, "
+        "relu_quantizer_choice.branches.1.mask.1, b.weight.1; mixed by a_weight_quantizer"
+    )
+
+
+def test_a_folded_batch_norm_goes_with_its_convolution(model):
+    parts = {"a": nn.Conv2d(3, 4, 1), "norm": nn.BatchNorm2d(4), "b": nn.Conv2d(4, 2, 1)}
+    gm = capture(model(lambda self, x: self.b(self.norm(self.a(x))), **parts).eval(), IMAGE)
+    (before,) = [set(line.split(", ")) for line in shown(channel_groups(gm, IMAGE)) if "norm" in line]
+    apply(FoldBatchNorm(), gm)
+    (after,) = [set(line.split(", ")) for line in shown(channel_groups(gm, IMAGE)) if "norm" in line]
+    assert len(before) == 7
+    assert after == before
+
+
+def test_islands_keep_what_passes_between_them(model):
+    inside = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    net = model(lambda self, x: self.head(self.body(x)) * float(x.sum() > -1e9), body=inside, head=nn.Linear(5, 2))
+    x = torch.randn(2, 3)
+    assert shown(channel_groups(capture(net, x, way="islands"), x)) == [
+        "4: body.0.weight.0, body.0.bias.0, body.2.weight.1",
+        "3: body.0.weight.1; stays: it meets the input 'body_input' in 'body_0'",
+        "5: body.2.weight.0, body.2.bias.0; stays: it leaves the graph of 'body'",
+        "5: head.weight.1; stays: it meets the input 'head_input' in 'head'",
+        "2: head.weight.0, head.bias.0; stays: it leaves the graph of 'head'",
+    ]
+
+
+@pytest.mark.parametrize("kind", [Packed, Decoder, MobileBlock, Dense, SplitAttention])
+def test_exported_graphs_have_the_same_groups(kind):
+    x = torch.tensor([[1, 5, 0, 6]]) if kind is Decoder else torch.randn((2, 7, 5) if kind is Packed else (2, 3, 8, 8))
+    found = []
+    for way in ("symbolic", "export"):
+        lines = shown(channel_groups(capture(kind().eval(), x, way=way), x))
+        found.append(sorted(re.sub("; stays.*", "", line) for line in lines))
+    assert found[0] == found[1]
+
+
+def test_several_outputs_and_inputs(model):
+    def forward(self, x, y):
+        x, z = self.a(x), self.b(y["z"])
+        return {"sum": self.c(x + z), "rest": (x.mean(), z[:, :2])}
+
+    net = model(forward, a=nn.Linear(3, 4), b=nn.Linear(3, 4), c=nn.Linear(4, 2))
+    x = torch.randn(2, 3)
+    gm = capture(net, (x, {"z": x}))
+    ...
+
+
+def test_running_leaves_the_model_as_it_is(model):
+    def forward(self, x):
+        self.seen += 1
+        return self.a(x) * self.seen
+
+    gm = capture(model(forward, a=nn.Linear(3, 4), seen=torch.zeros(())), torch.ones(1, 3)).train()
+    channel_groups(gm, torch.ones(1, 3))
+    assert gm.training
+    assert gm.seen == 0

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph import capture
+from fxcompress.graph import capture, layers
 from fxcompress.graph.coverage import coverage
 
 
@@ -99,11 +99,16 @@ def test_hooks_of_the_model_itself_make_way_for_islands(register):
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
-def test_hooks_that_every_way_would_lose(register):
-    model = net()
-    getattr(model[0], register)(look)
-    with pytest.raises(CaptureError, match="which its graph would lose"):
-        capture(model, torch.randn(3, 2))
+def test_hooks_of_a_region_stay(register):
+    model, calls = net(), []
+    getattr(model[0], register)(lambda *args: calls.append(1))
+    x = torch.randn(3, 2, requires_grad=True)
+    gm = capture(model, x)
+    assert coverage(gm).way == "islands"
+    assert [layer.name for layer in layers(gm)] == [layer.name for layer in layers(capture(net()))]
+    calls.clear()
+    gm(x).sum().backward()
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fxcompress
 from fxcompress.errors import LoweringError, NotReadyError
 from fxcompress.graph import capture
 from fxcompress.lowering import lower
@@ -178,3 +179,19 @@ def test_an_engine_that_answers_wrongly_never_passes(bits, share, quantize, resi
     monkeypatch.setattr("fxcompress.lowering.lowered.OnnxRuntime.run", lambda *args, **kwargs: wrong)
     with pytest.raises(LoweringError, match="ONNX Runtime differs from the model by"):
         lower(gm, tmp_path / "model.onnx", images)
+
+
+def test_a_model_captured_by_islands_is_refused(tmp_path):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x) if x.sum() < 1e9 else x
+
+    x = torch.randn(2, 4)
+    small = fxcompress.transform(Branching(), "w8", example_inputs=x)
+    with pytest.raises(LoweringError, match=r"Branching was captured by islands: .*`fxcompress capture` names"):
+        fxcompress.lower(small, tmp_path / "model.onnx", x)
+    assert not list(tmp_path.iterdir())
