@@ -59,6 +59,11 @@ def line_of(node: fx.Node) -> tuple[str, str]:
     return (f"{lines[-1][0]}:{lines[-1][1]}", lines[-1][2]) if lines else ("", "")
 
 
+def enclosing(node: fx.Node) -> list[str]:
+    """Return the paths of the modules in whose forward a node is computed, the outermost first."""
+    return [under_root(path) for _, path in _stack(node)]
+
+
 class Calls:
     """The calls of the modules of `model`, each by the nodes that it consists of."""
 
@@ -74,10 +79,6 @@ class Calls:
         """Return the path of the module whose forward computes a node."""
         stack = _stack(node)
         return under_root(stack[-1][1]) if stack else ""
-
-    def enclosing(self, node: fx.Node) -> list[str]:
-        """Return the paths of the modules in whose forward a node is computed, the outermost first."""
-        return [under_root(path) for _, path in _stack(node)]
 
     def kept(self, node: fx.Node) -> list[fx.Node]:
         """Return all nodes of the call of a module that stays a module, if `node` is one of them."""

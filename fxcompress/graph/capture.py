@@ -84,6 +84,20 @@ def _refuse_lazy(model: nn.Module) -> None:
             )
 
 
+def _refuse_extra_state(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CaptureError(f"{path or 'the model'} has an extra state, which a graph cannot keep")
+
+
+def _own_train_methods(model: nn.Module) -> dict[str, str]:
+    """Return where modules keep parts of them out of train mode, such as batch norms that stay frozen."""
+    own = {type(module).train for module in model.modules()} - {nn.Module.train}
+    if not own or all(module.training for module in shell(model).train().modules()):
+        return {}
+    return {f"{one.__code__.co_filename}:{one.__code__.co_firstlineno}": f"def {one.__name__}" for one in own}
+
+
 class _Original:
     """What the model computes on the example inputs, and where it spends its multiply-accumulates."""
 
@@ -150,9 +164,10 @@ def _attempt(way: Way, private: nn.Module, original: _Original | None) -> _Attem
     if way == "islands":
         gm, asked, reasons = islands(model, arguments)
     else:
+        _refuse_extra_state(model)
         traced = export(model, arguments) if way == "export" else trace(model, fixed_arguments(model, arguments))
         normalize(traced, model)
-        gm, asked = module_around(traced, model, name), traced.asked
+        gm, asked = module_around(traced, model, name), traced.asked | _own_train_methods(model)
     if original is not None:
         original.check(gm)
     set_coverage(gm, cover(gm, way, private, None if original is None else original.macs, reasons))

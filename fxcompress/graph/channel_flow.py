@@ -1,10 +1,12 @@
 """Channel flow: runs a graph with labels beside the values, each node by the rule of its operator."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -88,15 +90,9 @@ _BY_FILE = {  # modules of torch that stay modules, by the file that defines the
     "flatten": rules.movement,
 }
 _PADDING = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
-_PLACED = (
-    rules.same,
-    rules.creation,
-    rules.movement,
-    rules.padding,
-    rules.join,
-    mixing.pooling,
-)  # numbers are places there
-_OF_ALL_AXES = ("numel", "nelement", "stride", "len")
+_MOVING = (rules.same, rules.creation, rules.movement, rules.padding, rules.join)
+_SIZE = ("shape", "size", "sym_size")
+_OF_ALL_AXES = ("numel", "nelement", "stride", "len", "sym_numel", "sym_stride")
 _OF_NO_AXIS = ("dim", "ndim", "ndimension", "dtype", "device", "layout", "is_cuda", "requires_grad", "get_device")
 
 
@@ -172,8 +168,7 @@ class Follower:
             run = _method(run)
         elif run in (operator.getitem, getattr) and not isinstance(args[0], Flow):
             return run(args[0], *values(args[1:]))
-        call = Call(self._name(node), run, args, kwargs, run(*values(args), **values(kwargs)))
-        return self._apply(call)
+        return self._apply(Call(self._name(node), run, args, kwargs, run(*values(args), **values(kwargs))))
 
     def _name(self, node: fx.Node) -> str:
         row = operator_of(node)
@@ -195,26 +190,25 @@ class Follower:
         if rule is rules.unknown and all(id(tensor) in given for tensor in tensors):
             # stochastic depth in eval mode, a class of outputs
             return pytree.tree_map_only(Tensor, lambda tensor: given[id(tensor)], call.result)
-        if rule not in _PLACED:
-            for flow in flows_in((call.args, call.kwargs)):
-                if isinstance(flow.value, Tensor):
-                    self.couplings.computed_on(flow)
-                else:
-                    for one in flow.labels:
-                        self.couplings.mix(one, (1,))
+        for flow in flows_in((call.args, call.kwargs)) if rule not in _MOVING else ():
+            if isinstance(flow.value, Tensor):
+                self.couplings.computed_on(flow)
+            elif rule is not mixing.pooling:  # where a number is a size
+                for one in flow.labels:
+                    self.couplings.mix(one, (1,))
         return rule(self.couplings, call)
 
     def _numbers(self, call: Call) -> Any:
         """Return numbers with the labels of the axes whose sizes they come from."""
-        if call.name in _OF_NO_AXIS:
+        if call.name in _OF_NO_AXIS or call.result is None:
             return call.result
         if not call.flows:
             found = tuple(one for flow in flows_in((call.args, call.kwargs)) for one in flow.labels)
             return pytree.tree_map(lambda leaf: Flow(leaf, found) if found else leaf, call.result)
         source = call.flows[0]
-        if call.name in ("shape", "size") and not isinstance(call.result, int):
+        if call.name in _SIZE and not isinstance(call.result, int):
             return tuple(Flow(size, _lengths(source, {axis})) for axis, size in enumerate(call.result))
-        if call.name in ("shape", "size", *_OF_ALL_AXES):
+        if call.name in (*_SIZE, *_OF_ALL_AXES):
             axes = rules.axes_of(source.value, None if call.name in _OF_ALL_AXES else call.given(1, "dim"))
             return Flow(call.result, _lengths(source, axes))
         rules.unknown(self.couplings, call)
@@ -239,7 +233,7 @@ class Follower:
         called = self._as_operator(module, call, file)
         if called is not None:
             return self._apply(called)
-        for flow in self._read_all(*module.parameters(), *module.buffers()):
+        for flow in self._read_all(chain(module.parameters(), module.buffers())):
             for one in flow.labels:
                 self.couplings.fix(one, f"the module of {self.couplings.node!r} ({type(module).__name__}) holds it")
         return rules.unknown(self.couplings, replace(call, name=type(module).__name__))
@@ -250,14 +244,15 @@ class Follower:
         name, arguments = call.name, cast(Sequence[Any], ())
         if isinstance(module, _BatchNorm | _InstanceNorm):
             name = "batch_norm" if isinstance(module, _BatchNorm) else "instance_norm"
-            arguments = self._read_all(module.running_mean, module.running_var, module.weight, module.bias)
+            tensors = (module.running_mean, module.running_var, module.weight, module.bias)
+            arguments = [None if tensor is None else self.parameter(tensor) for tensor in tensors]
         elif isinstance(module, nn.RMSNorm):
-            name, arguments = "rms_norm", (module.normalized_shape, *self._read_all(module.weight))
+            name, arguments = "rms_norm", (module.normalized_shape, *self._read_all(module.parameters()))
         elif isinstance(module, Mask):
-            name, arguments = "mul", self._read_all(module.mask)
+            name, arguments = "mul", [self.parameter(module.mask)]
         elif isinstance(module, Quantizer):
             shape = [-1 if axis == module.axis else 1 for axis in range(source.value.dim())]
-            read = self._read_all(module.scale, module.zero_point)
+            read = self._read_all(module.buffers())
             arguments = [flow.reshaped(shape if flow.value.dim() else ()) for flow in read]
         elif isinstance(module, nn.GLU):
             arguments = (module.dim,)
@@ -268,12 +263,16 @@ class Follower:
             return None
         return replace(call, name=name, args=(source, *arguments), kwargs={})
 
-    def _read_all(self, *tensors: Tensor | None) -> list[Flow]:
-        return [self.parameter(tensor) for tensor in tensors if tensor is not None]
+    def _read_all(self, tensors: Iterable[Tensor]) -> list[Flow]:
+        return [self.parameter(tensor) for tensor in tensors]
 
 
 def _method(name: str) -> Any:
-    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        owner = torch.Size(value) if isinstance(value, tuple) and not hasattr(value, name) else value
+        return getattr(owner, name)(*args, **kwargs)
+
+    return call
 
 
 def _without_labels(value: Any, origin: str) -> Any:

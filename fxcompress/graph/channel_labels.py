@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Axes = frozenset[int]
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Labels(NamedTuple):
@@ -53,13 +55,14 @@ def labels(ids: Tensor, zero: bool, spare: bool = False) -> Labels:
 
 
 def moved(one: Labels, ids: Tensor) -> Labels:
-    """Return labels whose ids were moved to other places; where that copied them, axes without variation end."""
-    if one.ids.untyped_storage().data_ptr() != ids.untyped_storage().data_ptr():
-        for axis, size in enumerate(ids.shape):
-            first = ids.narrow(axis, 0, 1) if size > 1 and ids.stride(axis) else ids
-            if first is not ids and torch.equal(first.expand_as(ids), ids):
-                ids = first.expand_as(ids)
-    return labels(ids, one.zero, one.spare)
+    """Return labels whose ids were moved to other places: on some of the axes they may be the same now."""
+    axes = labels(ids, one.zero).axes
+    for axis in axes:
+        grid = core(ids, axes)
+        first = grid.narrow(axis, 0, 1)
+        if torch.equal(first, grid.narrow(axis, 1, 1)) and torch.equal(first.expand_as(grid), grid):
+            axes -= {axis}
+    return Labels(core(ids, axes).expand_as(ids), axes, one.zero, one.spare)
 
 
 def core(ids: Tensor, axes: Axes) -> Tensor:
@@ -79,6 +82,10 @@ def rows(one: Labels, axes: Iterable[int]) -> Tensor:
     return ids.permute(order).reshape(-1, columns)
 
 
+def _flat(ids: Tensor) -> Ids:
+    return ids.reshape(-1).numpy()
+
+
 class Couplings:
     """What the operators of a graph say of channels, gathered node by node.
 
@@ -90,11 +97,11 @@ class Couplings:
     def __init__(self) -> None:
         self.node = ""
         self.count = 1
-        self.pairs: list[tuple[Tensor, Tensor, str]] = []
-        self.fixed: list[tuple[Tensor, str]] = []
-        self.mixed: list[tuple[Tensor, str]] = []
-        self.grids: dict[tuple[int, ...], Tensor] = {}
-        self.channels: list[Tensor] = []
+        self.pairs: list[tuple[Ids, Ids]] = []
+        self.fixed: list[tuple[Ids, str]] = []
+        self.mixed: list[tuple[Ids, str]] = []
+        self.grids: dict[tuple[int, ...], Ids] = {}
+        self.channels: list[Ids] = []
 
     def new_ids(self, size: int) -> Tensor:
         """Return ids that were not there before."""
@@ -102,29 +109,36 @@ class Couplings:
         return torch.arange(self.count - size, self.count)
 
     def unite(self, a: Tensor, b: Tensor, origin: str = "") -> None:
-        """Let channels of equal shape go together; a channel that meets 0 stays."""
+        """Let channels go together, those of `b` repeated to the shape of `a`; a channel that meets 0 stays."""
+        b = b.expand_as(a)
         if a.numel() > 1 << 16:  # few different ones, as after a pixel shuffle
-            a, b = torch.unique(torch.stack([a.reshape(-1), b.expand_as(a).reshape(-1)]), dim=1)
-        self.pairs.append((a.reshape(-1), b.expand_as(a).reshape(-1), self._meets(origin)))
+            pairs = torch.unique(a * self.count + b)
+            a, b = pairs // self.count, pairs % self.count
+        ids, others = _flat(a), _flat(b)
+        if not (ids.all() and others.all()):
+            stays = (ids == 0) != (others == 0)
+            self.fixed.append((np.maximum(ids, others)[stays], self._meets(origin)))
+            ids, others = ids[~stays], others[~stays]
+        self.pairs.append((ids, others))
 
     def fix(self, one: Labels, reason: str) -> None:
         """Let channels stay."""
-        self.fixed.append((core(one.ids, one.axes).reshape(-1), reason))
+        self.fixed.append((_flat(core(one.ids, one.axes)), reason))
 
     def mix(self, one: Labels, axes: Iterable[int]) -> None:
         """Note that the node's result changes when whole indices along the axes go, though they are zero."""
-        self.mixed.append((rows(one, axes), self.node))
+        self.mixed.append((rows(one, axes).numpy(), self.node))
 
     def is_channel(self, flow: Flow) -> None:
         """Note that a weight makes or reads the channels."""
-        self.channels += [core(one.ids, one.axes).reshape(-1) for one in flow.labels]
+        self.channels += [_flat(core(one.ids, one.axes)) for one in flow.labels]
 
     def computed_on(self, flow: Flow) -> None:
         """Note that an operator computes on a tensor, which must be rectangular without the channels removed."""
         for one in flow.labels:
             if len(one.axes) > 1:
                 grid = core(one.ids, one.axes)
-                self.grids[(grid.data_ptr(), *grid.shape, *grid.stride())] = grid
+                self.grids[(grid.data_ptr(), *grid.shape, *grid.stride())] = grid.numpy()
 
     def along(self, one: Labels, axes: Axes) -> Labels:
         """Let what lies side by side along the axes go together."""
@@ -247,4 +261,5 @@ def _arranged(flow: Flow, own: str, wanted: str) -> Flow:
         stride = [x.stride(own.index(letter)) if letter in own else 0 for letter in wanted]
         return x.as_strided(size, stride)
 
-    return flow.moved(arrange)
+    found = tuple(labels(arrange(one.ids), one.zero, one.spare) for one in flow.labels)
+    return Flow(arrange(flow.value), found, flow.origin)

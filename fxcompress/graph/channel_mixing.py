@@ -144,7 +144,8 @@ def attention(c: Couplings, call: Call) -> Any:
     if call.given(7, "scale") is None:  # it is the root of the length
         last = frozenset({query.value.dim() - 1})
         for one in query.labels:
-            c.mix(one, one.axes & last)
+            if one.axes & last:
+                c.mix(one, last)
     batch = ascii_letters[: query.value.dim() - 2]
     shape = (*query.value.shape[:-1], key.value.shape[-2])
     found = c.contracted(query, key, f"{batch}xy,{batch}zy->{batch}xz", shape)
@@ -193,7 +194,7 @@ def related(c: Couplings, one: Labels, axes: frozenset[int]) -> Labels:
     """Return labels after a statistic along axes: whole ones where they vary on others too, else mixed ones."""
     if one.axes - axes:
         return c.along(one, axes)
-    c.mix(one, one.axes & axes)
+    c.mix(one, axes)
     return one
 
 
@@ -218,10 +219,11 @@ def _affine(c: Couplings, source: Flow, call: Call, axis: int) -> tuple[Labels, 
 
 def group_norm(c: Couplings, call: Call) -> Any:
     """Normalize groups of channels: whole groups go, or one of each group where groups are few."""
-    source, groups = _each_channel(c, call.flows[0]), call.given(1, "num_groups")
+    source, groups = call.flows[0], call.given(1, "num_groups")
     shape = source.value.shape
     found = []
     for one in source.labels:
+        one = related(c, one, frozenset(range(2, len(shape))))
         if 1 in one.axes and groups < shape[1]:
             vector = core(c.along(one, frozenset({0})).ids, frozenset({1}))
             whole = groups >= shape[1] // groups
@@ -236,17 +238,13 @@ def group_norm(c: Couplings, call: Call) -> Any:
 def batch_norm(c: Couplings, call: Call) -> Any:
     """Scale and shift each channel, by running statistics or by its own."""
     source, *parts = call.flows
-    if call.name == "instance_norm":
-        source = _each_channel(c, source)
+    if call.name == "instance_norm" or call.given(1, "running_mean") is None:
+        others = frozenset(range(2, source.value.dim())) | ({0} if call.name == "batch_norm" else frozenset())
+        source = replace(source, labels=tuple(related(c, one, others) for one in source.labels))
     beside = [flow.reshaped([-1] + [1] * (source.value.dim() - 2)) for flow in parts]
     found = c.combined([source, *beside], source.value.shape, "all")
     affine = len(parts) == 4  # a channel whose weight and bias are zero is zero
     return call.made([one._replace(zero=affine or one.zero) for one in found])
-
-
-def _each_channel(c: Couplings, source: Flow) -> Flow:
-    spatial = frozenset(range(2, source.value.dim()))
-    return replace(source, labels=tuple(c.across(source.labels, spatial, f"{c.node!r} normalizes over it")))
 
 
 def folded_weight(c: Couplings, call: Call) -> Any:

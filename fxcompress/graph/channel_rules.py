@@ -59,8 +59,8 @@ class Call:
 
     @property
     def origin(self) -> str:
-        """Where the tensors come from, as far as their channels are not known."""
-        return next((flow.origin for flow in self.flows if flow.origin), "")
+        """Where axes without labels come from: from an input sooner than from a parameter, which is quoted."""
+        return min((flow.origin for flow in self.flows if flow.origin), key=lambda name: name[0] == "'", default="")
 
 
 Rule = Callable[[Couplings, Call], Any]
@@ -177,7 +177,8 @@ def _indexed(c: Couplings, call: Call, source: Flow, indices: Sequence[Flow]) ->
     found = source.labels
     if not all(flow.labels for flow in indices):
         index = call.args[1] if isinstance(call.args[1], tuple | list) else (call.args[1],)
-        if call.name == "index_select" or Ellipsis in index or None in index:
+        is_mask = any(flow.value.dtype == torch.bool for flow in indices)
+        if call.name not in ("getitem", "index") or is_mask or Ellipsis in index or None in index:
             return unknown(c, call)
         at = {axis for axis, part in enumerate(index) if not (isinstance(part, slice) and part == slice(None))}
         for one in found:
@@ -208,7 +209,7 @@ def padding(c: Couplings, call: Call) -> Any:
             new = c.new_ids(before + after)
             joined = torch.cat([new[:before], ids.reshape(-1), new[before:]])
             ids = joined.view([-1 if at == axis else 1 for at in range(len(shape))])
-        found.append(labels(ids.expand(shape), one.zero and not (padded and value)))
+        found.append(labels(ids.expand(shape), one.zero and not value))
     return call.made(found)
 
 
@@ -249,7 +250,7 @@ def overwritten(c: Couplings, call: Call) -> Any:
     index = [slice(None)] * (dim % base.value.dim()) + [slice(*place) if call.name == "slice_scatter" else place[0]]
     inner = base.moved(lambda x: x[tuple(index)])
     c.combined([inner, part], part.value.shape)
-    zero = all(one.zero for one in part.labels)
+    zero = bool(part.labels) and all(one.zero for one in part.labels)
     return call.made([one._replace(zero=zero and one.zero) for one in base.labels])
 
 

@@ -11,17 +11,15 @@ import torch
 from torch import fx
 
 from fxcompress.graph.channel_flow import Follower, ParameterAxis
-from fxcompress.graph.channel_labels import Couplings
+from fxcompress.graph.channel_labels import Couplings, Ids
 from fxcompress.graph.inputs import as_arguments
 from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.regions import Islands, Region, bound, regions
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
-
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Indices along one axis of a parameter or buffer, which is under its first name in the model.
+    """Indices along one axis of a parameter or buffer, which has its first name in the model.
 
     `indices` has the shape (units, indices for each unit).
     """
@@ -35,10 +33,10 @@ class Slice:
 class ChannelGroup:
     """Channels that lie in the same parameters, each a unit that can be removed or kept on its own.
 
-    Unit u is row u of the indices of all slices: what must be removed together. At least one unit has to be kept.
-    `mixed_by` names the nodes whose result for the other channels depends on there being a channel (layer
-    norm over channels): removing it is then something else than setting its slices to zero. `fixed` says why none of
-    the units can be removed, and is empty where they can.
+    Unit u is row u of the indices of all slices: what must be removed together. No axis may end up empty.
+    `mixed_by` names the nodes whose result for other channels depends on there being these (a layer norm over
+    channels): removing them is then something else than setting their slices to zero. `fixed` says why none of the
+    units can be removed, and is empty where they can.
     """
 
     slices: tuple[Slice, ...]
@@ -115,22 +113,16 @@ def components(count: int, a: Ids, b: Ids) -> Ids:
     return low
 
 
-def _joined(arrays: Iterable[Any]) -> Ids:
+def _joined(arrays: Iterable[Ids]) -> Ids:
     return np.concatenate([np.zeros(0, np.int64), *arrays])
-
-
-def _sides(couplings: Couplings) -> tuple[Ids, Ids]:
-    return _joined(a.numpy() for a, _, _ in couplings.pairs), _joined(b.numpy() for _, b, _ in couplings.pairs)
 
 
 def _components(couplings: Couplings) -> tuple[Ids, Ids]:
     """Return the component of each id, every tensor rectangular without any one, and ids that stay for that."""
-    a, b = _sides(couplings)
-    apart = (a != b) & (a > 0) & (b > 0)
     everything = np.arange(couplings.count)
-    low = components(couplings.count, a[apart], b[apart])
+    low = components(couplings.count, *(_joined(pair[side] for pair in couplings.pairs) for side in (0, 1)))
     while True:
-        pairs = [_rectangular(low[grid.numpy()]) for grid in couplings.grids.values()]
+        pairs = [_rectangular(low[grid]) for grid in couplings.grids.values()]
         a, b = (_joined(pair[side] for pair in pairs) for side in (0, 1))
         before, apart = low, a > 0
         low = components(len(low), np.append(everything, a[apart]), np.append(low, b[apart]))
@@ -155,7 +147,7 @@ def _grouped(follower: Follower) -> list[ChannelGroup]:
     reasons = _reasons(follower, low, irregular)
     mixed = _mixed(couplings, low)
     is_channel = np.zeros(couplings.count, bool)
-    is_channel[low[_joined(ids.numpy() for ids in couplings.channels)]] = True
+    is_channel[low[_joined(couplings.channels)]] = True
     ids = _joined(np.arange(axis.start, axis.start + axis.size) for axis in axes)
     axis_of = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
     order = np.argsort(low[ids], kind="stable")
@@ -185,7 +177,7 @@ def _mixed(couplings: Couplings, low: Ids) -> dict[int, tuple[str, ...]]:
     """Return by component the nodes whose result depends on how many channels there are."""
     found: dict[int, dict[str, None]] = {}
     for matrix, node in couplings.mixed:
-        ids = low[matrix.numpy()]
+        ids = low[matrix]
         for component in np.unique(ids[0][(ids == ids[0]).all(axis=0)]).tolist():
             found.setdefault(component, {})[node] = None
     return {component: tuple(nodes) for component, nodes in found.items()}
@@ -194,18 +186,14 @@ def _mixed(couplings: Couplings, low: Ids) -> dict[int, tuple[str, ...]]:
 def _reasons(follower: Follower, low: Ids, irregular: Ids) -> dict[int, str]:
     """Return by component why it stays, the first of all reasons."""
     couplings, axes = follower.couplings, follower.axes
-    a, b = _sides(couplings)
-    meets = np.repeat(np.arange(len(couplings.pairs)), [len(pair[0]) for pair in couplings.pairs])
-    stays = (a == 0) | (b == 0)
-    parts = [low[axis.start : axis.start + axis.size] for axis in axes]
-    whole = [(part[:1], axis) for part, axis in zip(parts, axes, strict=True) if (part == part[0]).all()]
-    events = [(low[ids.numpy()], why) for ids, why in couplings.fixed]
-    met = zip(np.maximum(a, b)[stays], meets[stays], strict=True)
-    events += [(low[[one]], couplings.pairs[at][2]) for one, at in met]
+    events = [(low[ids], why) for ids, why in couplings.fixed]
     events += [(low[irregular], "it shares a tensor with what stays, so that none of it can go")]
-    events += [(part, f"it is the whole of axis {axis.axis} of {axis.parameter!r}") for part, axis in whole]
+    for axis in axes:
+        part = low[axis.start : axis.start + axis.size]
+        if (part == part[0]).all():
+            events.append((part[:1], f"it is the whole of axis {axis.axis} of {axis.parameter!r}"))
     found: dict[int, str] = {}
-    for components, why in events:
-        for component in components.tolist():
+    for met, why in events:
+        for component in np.unique(met).tolist():
             found.setdefault(component, why)
     return found

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from fxcompress.graph.calls import operator_name
+from fxcompress.graph.calls import enclosing, operator_name
 from fxcompress.graph.mode import Mode, eval_mode
 from fxcompress.graph.recurrent import operator_for
 
@@ -109,6 +109,16 @@ class Following(TorchFunctionMode):
             found.update(node for node, follows in zip(own, given, strict=True) if follows)
         return found
 
+    def has_other_randomness(self, nodes: Iterable[fx.Node]) -> bool:
+        """Return whether a rate of dropout was chosen for code that drops out by itself, with random numbers."""
+        random = (
+            node
+            for node in nodes
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            and operator_name(node).removesuffix("_") not in _KNOWN
+        )
+        return any(not self.with_rate.isdisjoint(enclosing(node)) for node in random)
+
     def lines(self, without: set[str]) -> dict[str, str]:
         """Return the lines that branch on the mode of a module other than those `without`."""
         asked = (lines for path, lines in self.asked.items() if path not in without)
@@ -119,11 +129,11 @@ class ModeOrRate(Mode):
     """The mode of the module `path`, which is true where the code chooses between a rate of dropout and none."""
 
     path: str
-    with_rate: set[str]
+    with_rate: set[str] | None
 
     def __bool__(self) -> bool:
         frame = sys._getframe(1)
-        if frame.f_lineno in _lines_of_rates(frame.f_code.co_filename):
+        if self.with_rate is not None and frame.f_lineno in _lines_of_rates(frame.f_code.co_filename):
             self.with_rate.add(self.path)
             return True
         _note(self, frame)
@@ -135,10 +145,11 @@ def _note(mode: Mode, frame: FrameType) -> None:
 
 
 @contextmanager
-def followed_mode(model: nn.Module, of_all: bool) -> Iterator[Following]:
+def followed_mode(model: nn.Module, of_all: bool = True, rates: bool = True) -> Iterator[Following]:
     """Put a Mode in the place of `training` in each module, and note what follows it while the model runs.
 
-    If not `of_all`, this is done in the modules of torch alone.
+    If not `of_all`, this is done in the modules of torch alone. `rates` tells whether the mode may be true where a
+    rate of dropout is chosen.
     """
     following = Following()
     with eval_mode(model), following:
@@ -147,7 +158,7 @@ def followed_mode(model: nn.Module, of_all: bool) -> Iterator[Following]:
                 continue
             if of_all or type(module).forward.__module__.startswith("torch.nn"):
                 mode = ModeOrRate({} if isinstance(module, _CHECKING) else following.asked.setdefault(path, {}))
-                mode.path, mode.with_rate = path, following.with_rate
+                mode.path, mode.with_rate = path, following.with_rate if rates else None
                 module.training = mode
         yield following
 

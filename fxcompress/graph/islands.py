@@ -72,7 +72,15 @@ def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Cal
     def record(module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Arguments(args, kwargs)
         if path not in calls:
-            calls[path] = _without_values(call)
+            try:
+                calls[path] = _without_values(call)
+            except (
+                RuntimeError,
+                ValueError,
+                NotImplementedError,
+            ):  # such as a packed sequence: nothing stands for it
+                calls[path] = Arguments()
+                varying.add(path)
         elif fixed_arguments(module, call) != fixed_arguments(module, calls[path]):
             varying.add(path)
 
@@ -95,7 +103,7 @@ class _Attempt:
         """Put the regions, and those of modules that the model also calls by themselves, into the model."""
         for path in sorted(also - self.traced.keys()):
             self._visit(path, self.model.get_submodule(path))
-        if not self.traced:
+        if not self.traced and any(True for _ in self.model.parameters()):
             why = "; ".join(f"{path or 'the model'}: {error}" for path, error in list(self.reasons.items())[:4])
             raise CaptureError(f"no module of {type(self.model).__name__} can be traced: {why}")
         order = [path for path in self.calls if path in self.traced]
@@ -246,7 +254,7 @@ class _Check:
         def call(gm: Islands, *args: Any, **kwargs: Any) -> Any:
             given = Arguments(args, kwargs)
             self.running += 1
-            expected = run(original, given)
+            expected = run(original, given, original.forward)  # hooks run around the graph
             try:
                 found = run(module, given, partial(code, gm))
                 refuse_difference(expected, found, region.path)

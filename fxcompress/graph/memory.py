@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.calls import line_of
+from fxcompress.graph.calls import line_of, operator_name
 
 aten = torch.ops.aten
 
@@ -115,7 +115,8 @@ class Memory:
         if view.target in _SAME:
             return value
         place, line = line_of(view)
-        message = f"forward changes in place what {view.target} returns at {place} ({line}); compute it out of place"
+        maker = operator_name(_first(view) if view.target is operator.getitem else view)
+        message = f"forward changes in place what {maker} returns at {place} ({line}); compute it out of place"
         raise CaptureError(message, place=place, line=line)
 
 
@@ -146,7 +147,7 @@ def _viewed(node: fx.Node) -> fx.Node | None:
 
 def _may_be_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
-        return True
+        return _may_be_view(_first(node))
     returned = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
     return any(one.alias_info is not None for one in returned)
 

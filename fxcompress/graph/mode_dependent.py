@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxcompress.graph.calls import operator_name
+from fxcompress.graph.calls import enclosing, operator_name
 from fxcompress.graph.mode import Mode
 from fxcompress.graph.norms import is_plain, plain_norm
 from fxcompress.graph.operators import normalize_aten_call
@@ -48,7 +48,7 @@ def _dropout(lifter: "Lifter", node: fx.Node, args: Sequence[Any], kwargs: Any) 
 
 def _drops_in_train_mode(lifter: "Lifter", node: fx.Node) -> bool:
     """Return whether an operator that drops out does so in train mode alone."""
-    return node in lifter.followed or not lifter.following.with_rate.isdisjoint(lifter.calls.enclosing(node))
+    return node in lifter.followed or not lifter.following.with_rate.isdisjoint(enclosing(node))
 
 
 def _dropout_module(name: str, node: fx.Node) -> type[nn.Module]:

@@ -109,7 +109,7 @@ def _changed(
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             moved = _moved(model, dtype)
             call = filled(inputs.call, [_empty(tensor, dtype) for tensor in inputs.tensors])
-            with followed_mode(moved, of_all=True) as following:
+            with followed_mode(moved) as following:
                 moved(*call.args, **call.kwargs)
     except Exception:  # the model's code needs values, or works on one device only
         return {}

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.axes import Axes, batches, closed, lengths, repeated, tied
+from fxcompress.graph.calls import operators
 from fxcompress.graph.follow import Following, followed_mode
 from fxcompress.graph.hooks import refuse_lost_hooks
 from fxcompress.graph.inputs import Arguments
@@ -127,19 +128,21 @@ def _checked(model: nn.Module, inputs: Inputs, axes: Axes) -> Program | None:
 
 def _program(model: nn.Module, inputs: Inputs, axes: Axes) -> Program:
     try:
-        return _run(model, inputs, axes, follows_all=True)
+        program = _run(model, inputs, axes)
     except FailedError as failed:
         if not takes_only_bool(failed.__cause__):
             raise
-        program = _run(model, inputs, axes, follows_all=False)
+        program = _run(model, inputs, axes, of_all=False)
         program.following.asked[""] = dict([user_line(failed.__cause__)])
-        return program
+    if program.following.has_other_randomness(operators(program.exported.graph_module)):
+        return _run(model, inputs, axes, rates=False)
+    return program
 
 
-def _run(model: nn.Module, inputs: Inputs, axes: Axes, follows_all: bool) -> Program:
+def _run(model: nn.Module, inputs: Inputs, axes: Axes, **modes: bool) -> Program:
     tensors = tuple(repeated(tensor, one) for tensor, one in zip(inputs.tensors, axes, strict=True))
     opened = _Opened(shell(model), inputs.call)
     refuse_lost_hooks(opened.model, lambda module, path: is_kept(module))
-    with torch.enable_grad(), traceable(), followed_mode(opened.model, follows_all) as following:
+    with torch.enable_grad(), traceable(), followed_mode(opened.model, **modes) as following:
         exported = torch.export.export(opened, tensors, dynamic_shapes=(tuple(axes),), strict=False)
     return Program(exported, opened.result.returned, opened.result.assigned, following)

@@ -25,25 +25,28 @@ def expect_sizes(
     `sizes` holds for each axis its size, None where any is right, or a letter: axes with one letter have one size.
     `limits` holds letters with their least and greatest size.
     """
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, str]] = {}
     for tensor, name, pattern in zip(tensors, names, sizes, strict=True):
         if not isinstance(tensor, Tensor) or tensor.dim() != len(pattern):
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else tensor
             raise CaptureError(f"{name} is {shape}; the model was captured with a tensor of {len(pattern)} axes")
         for axis, (size, wanted) in enumerate(zip(tensor.shape, pattern, strict=True)):
             if isinstance(wanted, str):
-                wanted = found.setdefault(wanted, size)
+                wanted, _ = found.setdefault(wanted, (size, f"axis {axis} of {name}"))
             if wanted is not None and size != wanted:
-                raise CaptureError(
-                    f"axis {axis} of {name} has {size} entries where the captured graph takes {wanted}; "
-                    "capture the model with example_inputs of that size"
-                )
+                raise _other_size(f"axis {axis} of {name}", size, str(wanted))
     for letter, least, most in limits:
-        if letter in found and not (least <= found[letter] and (most is None or found[letter] <= most)):
-            raise CaptureError(
-                f"an axis has {found[letter]} entries where the captured graph takes {least} to {most or 'any'}; "
-                "capture the model with example_inputs of that size"
-            )
+        size, where = found[letter]
+        if size < least or (most is not None and size > most):
+            taken = f"{least} or more" if most is None else f"{least} to {most}" if least else f"at most {most}"
+            raise _other_size(where, size, taken)
+
+
+def _other_size(where: str, size: int, taken: str) -> CaptureError:
+    return CaptureError(
+        f"{where} has {size} entries where the captured graph takes {taken}; "
+        "capture the model with example_inputs of that size"
+    )
 
 
 def write_guard(graph: fx.Graph, inputs: Inputs, placeholders: Sequence[fx.Node]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.errors import CaptureError
+from fxcompress.graph.gradients import own_gradients_refused
 from fxcompress.graph.hooks import refuse_lost_hooks
 from fxcompress.graph.inplace import INPLACE_OPERATORS
 from fxcompress.graph.mode import Mode, eval_mode, observed_mode, takes_only_bool
@@ -83,7 +84,7 @@ def _run(model: nn.Module, fixed: Mapping[str, Any], asked: dict[str, str], foll
     refuse_lost_hooks(model, tracer.is_leaf_module)
     buffers = [(path, module, dict(module._buffers)) for path, module in model.named_modules()]
     try:
-        with torch.enable_grad():
+        with own_gradients_refused(), torch.enable_grad():
             alone = isinstance(model, TRANSPARENT) and (type(model).forward.__module__ or "").startswith("torch.nn")
             graph = tracer.trace_alone(model) if alone and not model._modules else tracer.trace(model)
     except CaptureError:

@@ -138,77 +138,6 @@ def test_one_tensor_given_twice_is_two_inputs():
     assert torch.equal(gm(X, X + 1), X * 2 - (X + 1))
 
 
-@pytest.mark.parametrize("example", [X[:1], X])
-def test_other_batches(example):
-    def forward(self, x, bias):
-        return x.view(x.shape[0], 2, -1) + bias.unsqueeze(1)
-
-    gm = exported(forward, example, example[:, :2])
-    for size in (1, 2, 5):
-        x = torch.randn(size, 4)
-        assert torch.equal(gm(x, x[:, :2]), forward(gm, x, x[:, :2]))
-
-
-def test_sizes_that_happen_to_be_equal_are_not_taken_for_one():
-    model = model_of(lambda self, ids: self.table(ids).sum(1), table=nn.Embedding(9, 4))
-    gm = capture(model, torch.ones(3, 3).long(), way="export")
-    assert "((None, None),)" in text(gm)
-    assert gm(torch.ones(2, 5).long()).shape == (2, 4)
-
-
-def test_sizes_that_depend_on_each_other():
-    def forward(self, ids, mask):
-        return self.table(ids) * mask[..., None] + self.places[: ids.shape[1]]
-
-    model = model_of(forward, table=nn.Embedding(9, 4), places=torch.randn(6, 4))
-    ids = torch.ones(2, 3).long()
-    gm = capture(model, (ids, ids.bool()), way="export")
-    assert "(('a', 'b'), ('a', 'b')), (('b', 0, 6),)" in text(gm)
-    ids = torch.ones(4, 6).long()
-    assert torch.equal(gm(ids, ids.bool()), model(ids, ids.bool()))
-    with pytest.raises(CaptureError, match="^axis 1 of mask has 5 entries where the captured graph takes 6; capture"):
-        gm(ids, ids[:, :5].bool())
-    ids = torch.ones(2, 7).long()
-    with pytest.raises(CaptureError, match="^an axis has 7 entries where the captured graph takes 0 to 6; capture"):
-        gm(ids, ids.bool())
-
-
-def test_sizes_that_must_be_multiples_are_those_of_the_example():
-    def forward(self, x):
-        return self.fc(x.view(x.shape[0] // 2, 2, 4))
-
-    gm = exported(forward, torch.randn(4, 4))
-    assert "((4, 4),)" in text(gm)
-    with pytest.raises(CaptureError, match="^axis 0 of x has 5 entries where the captured graph takes 4; capture"):
-        gm(torch.randn(5, 4))
-
-
-def test_batches_of_query_and_key_may_change_together():
-    attention = nn.MultiheadAttention(4, 2, batch_first=True).eval()
-    q, k = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
-    gm = capture(attention, (q, k, k), way="export")
-    q, k = torch.randn(3, 4, 4), torch.randn(3, 6, 4)
-    torch.testing.assert_close(gm(q, k, k), attention(q, k, k))
-
-
-def test_a_path_that_depends_on_a_size():
-    def forward(self, x):
-        return self.fc(x) if x.shape[0] > 3 else x
-
-    gm = exported(forward, torch.randn(5, 4))
-    assert torch.equal(gm(torch.ones(4, 4)), gm.fc.bias + gm.fc.weight.sum(1).expand(4, 4))
-    with pytest.raises(CaptureError, match="an axis has 3 entries where the captured graph takes 4 to any"):
-        gm(torch.randn(3, 4))
-
-
-def test_sizes_of_images_and_features_stay():
-    gm = exported(lambda self, x: self.fc(x), torch.randn(2, 3, 8, 4))
-    with pytest.raises(CaptureError, match="^axis 2 of x has 9 entries where the captured graph takes 8; capture"):
-        gm(torch.randn(2, 3, 9, 4))
-    with pytest.raises(CaptureError, match=r"^x is \[2, 4\]; the model was captured with a tensor of 4 axes$"):
-        gm(torch.randn(2, 4))
-
-
 def test_a_lazy_model():
     gm = capture(nn.Sequential(nn.LazyLinear(3), nn.ReLU()), X, way="export")
     assert gm.get_submodule("0").weight.shape == (3, 4)
@@ -254,6 +183,9 @@ class Rounds(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient
+
+
+VALUE = "it branches on the value of a tensor, or needs it as a number"
 
 
 def line_number(line):
