@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench-resnet20 clean
+.PHONY: help install demo test lint types check fuzz zoo zoo-sample bench-resnet20 bench-capture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 20
@@ -17,7 +17,7 @@ install: .venv/.installed ## create .venv with everything that development needs
 	touch $@
 
 # The tensors are small: a second thread gains little on an idle machine and costs tenfold on a busy one.
-demo test: export OMP_NUM_THREADS ?= 1
+demo test fuzz zoo zoo-sample bench-capture: export OMP_NUM_THREADS ?= 1
 
 demo: .venv/.installed ## train a ResNet-20 on handwritten digits, compress it and compare
 	$(BIN)/fxcompress demo
@@ -33,6 +33,25 @@ types: .venv/.installed ## check the types
 	$(BIN)/mypy
 
 check: test lint types ## everything that has to pass before a change goes in
+
+fuzz: N ?= 5000
+fuzz: .venv/.installed ## run the tests of generated models on N=5000 random ones
+	FUZZ=$(N) $(BIN)/python -m pytest tests/generated/fuzz_*.py
+
+build/zoo/.installed: benchmarks/zoo/requirements.txt .venv/.installed
+	$(BIN)/pip install --no-deps --upgrade --target build/zoo -r benchmarks/zoo/requirements.txt
+	touch $@
+
+zoo zoo-sample bench-capture: export PYTHONPATH = build/zoo
+
+zoo: build/zoo/.installed ## capture the whole zoo of models (hours); writes docs/zoo.md and docs/zoo.csv
+	$(BIN)/python -m benchmarks.zoo.run
+
+zoo-sample: build/zoo/.installed ## capture 20 models of the zoo and compare with what each must give
+	$(BIN)/python -m benchmarks.zoo.run --sample
+
+bench-capture: build/zoo/.installed ## measure what capture costs
+	$(BIN)/python benchmarks/capture_cost.py
 
 bench-resnet20: .venv/.installed ## measure ResNet-20 on CIFAR-10
 	$(BIN)/python benchmarks/resnet20_cifar10.py --data $(DATA)

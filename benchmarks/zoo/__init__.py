@@ -1,0 +1,1 @@
+"""The zoo: many models with random weights, captured and checked."""
