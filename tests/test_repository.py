@@ -8,6 +8,7 @@ from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
+import networkx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -70,6 +71,17 @@ def test_imports_point_downward():
         for violation in violations(room_of(path.relative_to(PACKAGE).parts), path.read_text())
     ]
     assert not found, "\n".join(found)
+
+
+def test_files_and_folders_of_the_graph_do_not_import_in_circles():
+    imports = networkx.DiGraph()
+    for path in (PACKAGE / "graph").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "graph").parts[0].removesuffix(".py")
+        names = (name for _, name in imported(path.read_text()) if name.startswith("fxcompress.graph."))
+        imports.add_edges_from(
+            (own, part) for part in (name.split(".")[2] for name in names) if own not in (part, "__init__")
+        )
+    assert networkx.is_directed_acyclic_graph(imports), networkx.find_cycle(imports)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fxcompress.errors import CaptureError
 from fxcompress.graph.compare import refuse_difference, run
 from fxcompress.graph.counting import counted
 from fxcompress.graph.coverage import Reasons, Tried, cover, coverage, set_coverage
-from fxcompress.graph.export import export
+from fxcompress.graph.exporting.export import export
 from fxcompress.graph.inputs import Arguments, as_arguments, fixed_arguments, refuse_nested
 from fxcompress.graph.islands import islands
 from fxcompress.graph.mode import eval_mode
@@ -22,7 +22,7 @@ from fxcompress.graph.module_kinds import is_kept
 from fxcompress.graph.normalize import normalize
 from fxcompress.graph.regions import Islands
 from fxcompress.graph.shell import private_copy, shell
-from fxcompress.graph.symbolic import trace
+from fxcompress.graph.tracing.symbolic import trace
 from fxcompress.policies.policy import Way
 
 _WAYS: tuple[Way, ...] = get_args(Way)[1:]

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.compare import refuse_difference, run
-from fxcompress.graph.export import export
+from fxcompress.graph.exporting.export import export
+from fxcompress.graph.exporting.sizes import expect_sizes
 from fxcompress.graph.inputs import Arguments, fixed_arguments
 from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.module import refuse_keywords
@@ -19,9 +20,8 @@ from fxcompress.graph.module_kinds import is_kept, is_opaque
 from fxcompress.graph.normalize import normalize
 from fxcompress.graph.regions import Islands, Region, put_regions, regions
 from fxcompress.graph.shell import shell
-from fxcompress.graph.sizes import expect_sizes
-from fxcompress.graph.symbolic import trace
 from fxcompress.graph.traced import Traced, join, place
+from fxcompress.graph.tracing.symbolic import trace
 
 _ADDED = "_fxcompress_added"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxcompress.graph.edit import get_tensor, parameter_under
-from fxcompress.graph.operators import Operator, argument_node, operator_of
+from fxcompress.graph.operators.calls import Operator, argument_node, operator_of
 from fxcompress.graph.scalars import scalars
 from fxcompress.graph.ties import memory
 

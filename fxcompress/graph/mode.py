@@ -1,12 +1,13 @@
 """Train and eval mode: running in eval mode for a while, and observing which code asks for the mode."""
 
-import linecache
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from torch import nn
+
+from fxcompress.graph.source import line_of
 
 
 @contextmanager
@@ -32,9 +33,8 @@ class Mode(int):
         return mode
 
     def __bool__(self) -> bool:
-        frame = sys._getframe(1)
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        self.asked[f"{file}:{line}"] = linecache.getline(file, line).strip()
+        place, line = line_of(sys._getframe(1))
+        self.asked[place] = line
         return False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Mode":

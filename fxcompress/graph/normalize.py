@@ -6,10 +6,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcompress.graph.inplace import remove_inplace
 from fxcompress.graph.mode import FollowsMode, Mode
-from fxcompress.graph.operators import normalize_call
+from fxcompress.graph.operators.calls import normalize_call
 from fxcompress.graph.traced import Traced
+from fxcompress.graph.tracing.inplace import remove_inplace
 
 _DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
     F.dropout: nn.Dropout,

@@ -11,7 +11,7 @@ from fxcompress.graph.edit import constant_value
 from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.layers import Layer
 from fxcompress.graph.mode import eval_mode
-from fxcompress.graph.operators import argument_node
+from fxcompress.graph.operators.calls import argument_node
 from fxcompress.graph.regions import Islands, Region, bound, regions
 
 Shape = tuple[int, ...]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcompress.graph.operators import operator_of
+from fxcompress.graph.operators.calls import operator_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.graph.edit import chain_under, constant_value, is_constant, module_of
-from fxcompress.graph.operators import operator_of
+from fxcompress.graph.operators.calls import operator_of
 from fxcompress.lowering.clamps import clamp_bounds
 from fxcompress.nn import Quantizer
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from fxcompress.errors import PassError
 from fxcompress.graph import Layer, layers
-from fxcompress.graph.operators import KINDS
+from fxcompress.graph.operators.calls import KINDS
 from fxcompress.policies import RuleStep, Step
 from fxcompress.policies.rules import Matched, Subject, match, place
 

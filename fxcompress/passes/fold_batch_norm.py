@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.errors import PassError
 from fxcompress.graph.edit import constant_value, inserted, is_constant, module_of
-from fxcompress.graph.operators import Operator, operator_of
+from fxcompress.graph.operators.calls import Operator, operator_of
 from fxcompress.nn.functional import folded_bias, folded_weight
 from fxcompress.passes.apply import apply
 from fxcompress.policies import FoldBatchNorm

@@ -8,7 +8,7 @@ from torch import fx
 from fxcompress.errors import PassError
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import inserted, module_of, tensor_under
-from fxcompress.graph.operators import argument_node
+from fxcompress.graph.operators.calls import argument_node
 from fxcompress.nn import Choice, Mask, Quantizer
 
 

@@ -7,12 +7,12 @@ from torch import Tensor, fx, nn
 
 from fxcompress.graph.coverage import coverage
 from fxcompress.graph.edit import get_tensor, inserted, is_constant, module_of
+from fxcompress.graph.exporting.signature import expect_entries
+from fxcompress.graph.exporting.sizes import expect_sizes
 from fxcompress.graph.inputs import expect
 from fxcompress.graph.layers import Layer, layers
-from fxcompress.graph.operators import operator_of
+from fxcompress.graph.operators.calls import operator_of
 from fxcompress.graph.shapes import Shapes, macs
-from fxcompress.graph.signature import expect_entries
-from fxcompress.graph.sizes import expect_sizes
 from fxcompress.nn import Choice
 from fxcompress.reporting.wording import shape_text
 

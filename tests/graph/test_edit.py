@@ -20,7 +20,7 @@ from fxcompress.graph.edit import (
     remove,
     tensor_under,
 )
-from fxcompress.graph.operators import argument_node
+from fxcompress.graph.operators.calls import argument_node
 from fxcompress.nn import Choice, Mask, Quantizer
 from fxcompress.nn.functional import folded_bias
 

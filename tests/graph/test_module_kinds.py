@@ -6,9 +6,9 @@ from torch import nn
 
 from fxcompress.graph import capture
 from fxcompress.graph.module_kinds import TRANSPARENT, is_kept, is_opaque
-from fxcompress.graph.operators import operator_of
+from fxcompress.graph.operators.calls import operator_of
 from fxcompress.nn import Mask, Quantizer
-from tests.graph.spellings import CUBE, IMAGE, LINE, TOKENS, X
+from tests.graph.operators.spellings import CUBE, IMAGE, LINE, TOKENS, X
 
 MODULES = [
     *((nn.Conv1d(4, 6, 3, groups=2), LINE), (nn.Conv2d(4, 6, 3), IMAGE), (nn.Conv3d(4, 6, 3), CUBE)),

@@ -1,0 +1,1 @@
+"""Exporting: the second way of capture, torch.export with its operators lifted to those that tracing gives."""

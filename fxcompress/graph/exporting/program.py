@@ -1,0 +1,148 @@
+"""Programs: a model through torch.export, with as many open axes as its code allows."""
+
+import contextlib
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from fxcompress.errors import CaptureError
+from fxcompress.graph.exporting.axes import Axes, batches, closed, lengths, repeated, tied
+from fxcompress.graph.exporting.calls import operators
+from fxcompress.graph.exporting.follow import Following, followed_mode
+from fxcompress.graph.exporting.nesting import close_output, filled
+from fxcompress.graph.exporting.signature import Inputs
+from fxcompress.graph.exporting.sizes import dependent_axes
+from fxcompress.graph.exporting.traceable import traceable
+from fxcompress.graph.inputs import Arguments
+from fxcompress.graph.mode import takes_only_bool
+from fxcompress.graph.module_kinds import is_kept
+from fxcompress.graph.shell import shell
+from fxcompress.graph.source import user_line
+from fxcompress.graph.tracing.hooks import refuse_lost_hooks
+
+
+class Program(NamedTuple):
+    """An exported program, and what it does not tell.
+
+    `returned` is what the model returned, with a Place for each output; the last outputs are the values of the
+    buffers that the model `assigned` to. `following` noted what followed the mode.
+    """
+
+    exported: ExportedProgram
+    returned: Any
+    assigned: list[str]
+    following: Following
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The placeholders of the tensors that the program is called with."""
+        names = set(self.exported.graph_signature.user_inputs)
+        return [node for node in self.exported.graph.find_nodes(op="placeholder") if node.name in names]
+
+
+class FailedError(Exception):
+    """The model's code raised the error that is the cause of this one, in the module of the path `module`."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(module)
+        self.module = module
+
+
+class _Opened(nn.Module):
+    """The model as a function of tensors that returns tensors."""
+
+    def __init__(self, model: nn.Module, call: Arguments) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+        self.result = SimpleNamespace()  # what is set on a module itself during torch.export is taken back
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """Call the model with the tensors in their places."""
+        args, kwargs = filled(self.call, tensors)
+        found: list[Any] = []
+        before = dict(self.model.named_buffers())
+        try:
+            self.result.returned = close_output(self.model(*args, **kwargs), found)
+            self.result.assigned = _assigned(before, dict(self.model.named_buffers()), found)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise FailedError(_module_of(error, self.model)) from error
+        return tuple(found)
+
+
+def _assigned(before: Mapping[str, Tensor], after: Mapping[str, Tensor], found: list[Any]) -> list[str]:
+    """Return the names of the buffers that the model assigned to, and append their values to `found`."""
+    names = [name for name, buffer in after.items() if buffer is not before.get(name)]
+    for name in names:
+        old, new = before.get(name), after[name]
+        if old is None or str(old.shape) != str(new.shape) or old.dtype != new.dtype:
+            raise CaptureError(f"forward assigns to the buffer {name!r} a value of another size or dtype")
+        found.append(new)
+    return names
+
+
+def _module_of(error: Exception, model: nn.Module) -> str:
+    """Return the path of the innermost module whose forward an error came through."""
+    paths = {module: path for path, module in model.named_modules()}
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        found = paths.get(owner, found) if isinstance(owner, nn.Module) else found
+        traceback = traceback.tb_next
+    return found
+
+
+def widest_program(model: nn.Module, inputs: Inputs) -> Program:
+    """Export a model with all axes open that are batches or lengths; else with open batches; else with none.
+
+    Raises FailedError where the model's code cannot be followed, and what torch.export raises on its own account.
+    """
+    if program := _checked(model, inputs, lengths(inputs.tensors)):
+        return program
+    least = _program(model, inputs, [{} for _ in inputs.tensors])  # an error of this one is the reason
+    return _checked(model, inputs, batches(inputs.tensors)) or least
+
+
+def _checked(model: nn.Module, inputs: Inputs, axes: Axes) -> Program | None:
+    """Export with open axes, if the graph can check how their sizes depend on each other; else tie or close some."""
+    try:
+        program = _program(model, inputs, axes)
+        if not any(dependent := dependent_axes(program.inputs)):
+            return program
+    except CaptureError:
+        raise
+    except Exception:  # may come from open axes
+        return None
+    for fewer in (tied(axes, dependent, inputs.tensors), closed(axes, dependent)):
+        with contextlib.suppress(Exception):
+            program = _program(model, inputs, fewer)
+            if not any(dependent_axes(program.inputs)):
+                return program
+    return None
+
+
+def _program(model: nn.Module, inputs: Inputs, axes: Axes) -> Program:
+    try:
+        program = _run(model, inputs, axes)
+    except FailedError as failed:
+        if not takes_only_bool(failed.__cause__):
+            raise
+        program = _run(model, inputs, axes, of_all=False)
+        program.following.asked[""] = dict([user_line(failed.__cause__)])
+    if program.following.has_other_randomness(operators(program.exported.graph_module)):
+        return _run(model, inputs, axes, rates=False)
+    return program
+
+
+def _run(model: nn.Module, inputs: Inputs, axes: Axes, **modes: bool) -> Program:
+    tensors = tuple(repeated(tensor, one) for tensor, one in zip(inputs.tensors, axes, strict=True))
+    opened = _Opened(shell(model), inputs.call)
+    refuse_lost_hooks(opened.model, lambda module, path: is_kept(module))
+    with torch.enable_grad(), traceable(), followed_mode(opened.model, **modes) as following:
+        exported = torch.export.export(opened, tensors, dynamic_shapes=(tuple(axes),), strict=False)
+    return Program(exported, opened.result.returned, opened.result.assigned, following)
