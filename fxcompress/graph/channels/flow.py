@@ -189,10 +189,10 @@ class Follower:
         if rule is rules.unknown and all(id(tensor) in given for tensor in tensors):
             # stochastic depth in eval mode, a class of outputs
             return pytree.tree_map_only(Tensor, lambda tensor: given[id(tensor)], call.result)
-        for flow in flows_in((call.args, call.kwargs)) if rule not in _MOVING else ():
+        for flow in flows_in((call.args, call.kwargs)):
             if isinstance(flow.value, Tensor):
-                self.couplings.computed_on(flow)
-            elif rule is not mixing.pooling:  # where a number is a size
+                self.couplings.rectangular(flow)
+            elif rule not in (*_MOVING, mixing.pooling):  # where a number is a size
                 for one in flow.labels:
                     self.couplings.mix(one, (1,))
         return rule(self.couplings, call)

@@ -100,7 +100,7 @@ class Couplings:
         self.pairs: list[tuple[Ids, Ids]] = []
         self.fixed: list[tuple[Ids, str]] = []
         self.mixed: list[tuple[Ids, str]] = []
-        self.grids: dict[tuple[int, ...], Ids] = {}
+        self.grids: dict[Any, Ids] = {}
         self.channels: list[Ids] = []
 
     def new_ids(self, size: int) -> Tensor:
@@ -133,12 +133,13 @@ class Couplings:
         """Note that a weight makes or reads the channels."""
         self.channels += [_flat(core(one.ids, one.axes)) for one in flow.labels]
 
-    def computed_on(self, flow: Flow) -> None:
-        """Note that an operator computes on a tensor, which must be rectangular without the channels removed."""
+    def rectangular(self, flow: Flow) -> None:
+        """Note that a tensor must be rectangular without the channels removed."""
         for one in flow.labels:
             if len(one.axes) > 1:
                 grid = core(one.ids, one.axes)
-                self.grids[(grid.data_ptr(), *grid.shape, *grid.stride())] = grid.numpy()
+                layout = sorted(zip(grid.stride(), grid.shape, strict=True))  # in whichever order the axes are
+                self.grids[(grid.data_ptr(), *layout)] = grid.numpy()
 
     def along(self, one: Labels, axes: Axes) -> Labels:
         """Let what lies side by side along the axes go together."""

@@ -89,6 +89,8 @@ def _in_groups(c: Couplings, read: Flow, whole: Flow, of_group: Flow, groups: in
         c.vector(grid(read), 1)
         return repeated(of_group)
     c.combined([c.vector(grid(read), 1), of_group], (size,))
+    if made_size == 1:  # no group can lose the one that it makes
+        whole = replace(whole, labels=tuple(c.along(one, frozenset({0})) for one in whole.labels))
     return repeated(c.vector(grid(whole), 1))
 
 

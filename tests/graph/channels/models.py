@@ -84,17 +84,14 @@ class Dense(nn.Module):
 
 
 class Shuffle(nn.Module):
-    """A channel shuffle, as views or as the permutation that it is."""
+    """A channel shuffle: a channel of the left goes with that of the right beside it."""
 
-    def __init__(self, a=4, b=4, order=None):
+    def __init__(self, a=4, b=4):
         super().__init__()
-        self.order = order
         self.left, self.right, self.last = nn.Conv2d(3, a, 1), nn.Conv2d(3, b, 1), nn.Conv2d(a + b, 2, 1)
 
     def forward(self, x):
         x = torch.cat([self.left(x), self.right(x)], 1)
-        if self.order is not None:
-            return self.last(x[:, self.order])
         batch, channels, height, width = x.shape
         x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2)
         return self.last(x.reshape(batch, channels, height, width))

@@ -52,6 +52,7 @@ CASES = [
     (Dense, {}, "third.weight:0:4", 1, {"pad": 1}, ""),
     (Upscale, {}, "first.weight", 1, {"a": 2}, ""),
     (Upscale, {}, "second.weight", 2, {"b": 2}, ""),
+    (Shuffle, {}, "right.weight", 2, {"a": 2, "b": 2}, ""),
     (SplitAttention, {}, "first.weight", 2, {"a": 3}, ""),
     (NeXt, {}, "first.weight", 3, {"b": 2}, ""),
     (NeXt, {}, "scale", 2, {"a": 4}, "norm"),
@@ -135,18 +136,41 @@ def test_removing_is_setting_to_zero(kind, widths, member, count, left, mixed_by
     assert not torch.allclose(small(x), gm(x), rtol=1e-3)
 
 
-def test_removing_from_a_shuffle():
-    model, x = made(Shuffle), inputs_of(Shuffle)
-    gm = capture(model, x)
-    groups = channel_groups(gm, x)
-    left, right = group_with(groups, "left.weight"), group_with(groups, "right.weight")
-    assert (left.units, right.units, left.exact, right.exact) == (4, 4, True, True)
-    removed = indices(left, [1, 2]) | indices(right, [3])
-    removed["last.weight", 1] = [2, 4, 7]  # 0 4 1 5 2 6 3 7 are the places of the eight channels, of which 1 2 7 go
-    assert sorted((*left.slices[-1].indices[[1, 2], 0], *right.slices[-1].indices[[3], 0])) == [2, 4, 7]
-    small = made(Shuffle, a=2, b=3, order=[0, 2, 3, 4, 1])  # and 0 4 5 6 3 are left, of 0 3 4 5 6
-    small.load_state_dict(without(gm.state_dict(), removed))
-    torch.testing.assert_close(small(x), with_zeros(gm, removed)(x), rtol=1e-9, atol=1e-9)
+class Ratio(nn.Module):
+    """A convolution that makes one channel from each group of three."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1, groups=2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(self.stem(x)))
+
+
+def test_a_group_keeps_the_one_channel_that_it_makes():
+    gm = capture(made(Ratio), inputs_of(Ratio))
+    group = group_with(channel_groups(gm, inputs_of(Ratio)), "conv.weight")
+    assert group.fixed == "it is the whole of axis 0 of 'conv.weight'"
+
+
+class OneHeadPacked(nn.Module):
+    """Attention of one head, whose queries, keys and values are one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(5, 12), nn.Linear(4, 5)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, 4).unbind(2)
+        return self.out(F.softmax(q @ k.transpose(1, 2), -1) @ v)
+
+
+def test_what_is_reshaped_stays_rectangular():
+    model, x = made(OneHeadPacked), inputs_of(Packed)
+    group = group_with(channel_groups(capture(model, x), x), "qkv.weight")
+    assert indices(group, [1])["qkv.weight", 0].tolist() == [1, 5, 9]
+    assert indices(group, [1])["out.weight", 1].tolist() == [1]
 
 
 class RandomNet(nn.Module):
