@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxcompress.errors import PassError
@@ -30,8 +30,8 @@ def fold_batch_norm(spec: FoldBatchNorm, gm: fx.GraphModule) -> None:
 
     The parameters and statistics stay under their own names and become edges (Jacob et al. 2018, section 3.2), so
     that the original's state_dict still fits and gradients reach them; the statistics are those of eval mode from
-    here on. After a linear layer it is taken to normalize features: the layer's output has two axes. Raises
-    PassError where an earlier step has put something on the weight.
+    here on. Raises PassError where an earlier step has put something on the weight. After a linear layer the norm is
+    taken to normalize its features: a call in which it has another axis is refused.
     """
     for node in list(gm.graph.nodes):
         pair = _pair(gm, node)
@@ -52,7 +52,8 @@ def _pair(gm: fx.GraphModule, norm_call: fx.Node) -> _Pair | None:
 def _foldable(pair: _Pair, gm: fx.GraphModule) -> bool:
     calls = [node for node in gm.graph.nodes if node.op == "call_module" and node.target == pair.norm_call.target]
     return (
-        pair.operator.bias is not None
+        pair.operator.channels == "product"
+        and pair.operator.bias is not None
         and type(pair.norm) in _PLAIN  # a subclass may compute something else
         and not (pair.norm._forward_hooks or pair.norm._forward_pre_hooks)
         and pair.norm.running_mean is not None  # without running statistics there is nothing constant to fold
@@ -87,9 +88,21 @@ def _fold(pair: _Pair, gm: fx.GraphModule) -> None:
         mean, variance = graph.get_attr(f"{name}.running_mean"), graph.get_attr(f"{name}.running_var")
         new_weight = graph.call_function(folded_weight, (weight, gamma, variance, norm.eps, operator.out_axis))
         new_bias = graph.call_function(folded_bias, (bias, gamma, beta, mean, variance, norm.eps))
+        if operator.kind == "linear":
+            graph.call_function(expect_features, (call.args[0], name))
     new_weight._rename(f"{call.name}_weight_folded")
     new_bias._rename(f"{call.name}_bias_folded")
     arguments[at_weight], arguments[at_bias] = new_weight, new_bias
     call.args = tuple(arguments)
     norm_call.replace_all_uses_with(call)
     graph.erase_node(norm_call)
+
+
+@fx.has_side_effect
+def expect_features(x: Tensor, norm: str) -> None:
+    """Refuse a call in which a batch norm that was folded normalizes something else than a linear layer's features."""
+    if x.dim() != 2:
+        raise PassError(
+            f"fold_batch_norm: {norm!r} normalizes axis 1 of a tensor with {x.dim()} axes, which are not the features "
+            "of the linear layer before it; take fold_batch_norm out of the policy"
+        )

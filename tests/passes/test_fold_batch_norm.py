@@ -1,6 +1,7 @@
 """fold_batch_norm: as text, and in float64 against the batch norms of the original."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -212,3 +213,20 @@ def test_a_norm_that_computes_something_else_is_left_alone(do):
     hooked = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
     hooked[1].register_forward_hook(lambda module, args, output: output + 1)
     assert torch.equal(do(capture(hooked, x), FoldBatchNorm())(x), hooked(x))
+
+
+def test_a_batch_norm_after_another_norm_is_left_alone(do):
+    net = random_state(nn.Sequential(nn.LayerNorm(4), nn.BatchNorm2d(4)))
+    x = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    assert torch.equal(do(capture(net, x), FOLD)(x), net(x))
+
+
+def test_a_folded_norm_refuses_other_axes_than_the_features(do):
+    gm = do(capture(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()), FOLD)
+    assert gm(torch.ones(2, 4)).shape == (2, 4)
+    message = (
+        "fold_batch_norm: '1' normalizes axis 1 of a tensor with 3 axes, which are not the features of the linear "
+        "layer before it; take fold_batch_norm out of the policy"
+    )
+    with pytest.raises(PassError, match=re.escape(message)):
+        gm(torch.ones(2, 4, 4))
