@@ -7,16 +7,12 @@ from torch import Tensor, fx, nn
 
 from fxcompress.graph.coverage import coverage
 from fxcompress.graph.edit import get_tensor, inserted, is_constant, module_of
-from fxcompress.graph.exporting.signature import expect_entries
-from fxcompress.graph.exporting.sizes import expect_sizes
-from fxcompress.graph.inputs import expect
 from fxcompress.graph.layers import Layer, layers
 from fxcompress.graph.operators.calls import operator_of
 from fxcompress.graph.shapes import Shapes, macs
 from fxcompress.nn import Choice
 from fxcompress.reporting.wording import shape_text
 
-_GUARDS = (expect, expect_entries, expect_sizes)  # checks of a call, which compute nothing
 _FEW = 2  # parameters whose shapes are told; of more only how many entries they have
 
 
@@ -49,8 +45,13 @@ def contents(gm: fx.GraphModule, known: Shapes | None) -> dict[fx.Node, Contents
 
 def _is_drawn(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "placeholder":
-        return any(user.target not in _GUARDS for user in node.users)
-    return node.target not in _GUARDS and not is_constant(gm, node)
+        return not all(map(_is_guard, node.users))
+    return not _is_guard(node) and not is_constant(gm, node)
+
+
+def _is_guard(node: fx.Node) -> bool:
+    """Return whether a node checks a call and computes nothing."""
+    return node.op == "call_function" and node.is_impure(impure_random=False)
 
 
 def _box(gm: fx.GraphModule, node: fx.Node, layer: Layer | None, known: Shapes, unseen: set[str]) -> Contents:
