@@ -67,7 +67,7 @@ def _in_groups(c: Couplings, read: Flow, whole: Flow, of_group: Flow, groups: in
     """Couple what a convolution in groups reads and makes, and return what it makes.
 
     The weight's first axis counts all channels (outputs, or inputs where it is transposed), its second those of one
-    group. With at least as many groups as channels in each, whole groups go; else one channel of each group.
+    group. Whole groups go, or the same channels of each group: as what is read already does, else whatever is finer.
     """
 
     def grid(flow: Flow) -> Flow:
@@ -78,8 +78,9 @@ def _in_groups(c: Couplings, read: Flow, whole: Flow, of_group: Flow, groups: in
 
     c.is_channel(whole)
     size = read.value.shape[0] // groups
+    varies = frozenset[int]().union(*(one.axes for one in grid(read).labels))
     made_size = of_group.value.shape[0] if transposed else whole.value.shape[0] // groups
-    if groups >= size:
+    if varies == {0} or (groups >= size and varies != {1}):
         both = c.combined([c.vector(grid(whole), 0), c.vector(grid(read), 0)], (groups,), "first")
         first = grid(whole).moved(lambda x: x[:, 0])
         return replace(first, labels=both).moved(lambda x: x.view(-1, 1).expand(-1, made_size).reshape(-1))
@@ -245,8 +246,8 @@ def batch_norm(c: Couplings, call: Call) -> Any:
         source = replace(source, labels=tuple(related(c, one, others) for one in source.labels))
     beside = [flow.reshaped([-1] + [1] * (source.value.dim() - 2)) for flow in parts]
     found = c.combined([source, *beside], source.value.shape, "all")
-    affine = len(parts) == 4  # a channel whose weight and bias are zero is zero
-    return call.made([one._replace(zero=affine or one.zero) for one in found])
+    affine = len(parts) == 4  # a channel whose weight and bias are zero is zero; what lies on other axes is shifted
+    return call.made([one._replace(zero=1 in one.axes and (affine or one.zero)) for one in found])
 
 
 def folded_weight(c: Couplings, call: Call) -> Any:

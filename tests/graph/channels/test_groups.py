@@ -153,6 +153,47 @@ def test_a_group_keeps_the_one_channel_that_it_makes():
     assert group.fixed == "it is the whole of axis 0 of 'conv.weight'"
 
 
+class GroupsOfTwoKinds(nn.Module):
+    """Channels that go one from each group reach a convolution of which whole groups would go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 4, 1, groups=2),
+            nn.Conv2d(4, 4, 1, groups=2),
+        )
+
+    def forward(self, x):
+        return self.second(self.first(self.stem(x)))
+
+
+def test_channels_of_each_group_stay_such_in_the_next_groups():
+    x = inputs_of(GroupsOfTwoKinds)
+    group = group_with(channel_groups(capture(made(GroupsOfTwoKinds), x), x), "first.weight")
+    assert group.fixed == ""
+    assert indices(group, [0])["first.weight", 0].tolist() == [0, 2]
+    assert indices(group, [0])["second.weight", 1].tolist() == [0]
+
+
+class NormOfTokens(nn.Module):
+    """A batch norm over tokens, which shifts every channel of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(7)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return x @ x.transpose(1, 2)
+
+
+def test_a_batch_norm_beside_the_channels_makes_them_inexact():
+    x = inputs_of(Packed)
+    group = group_with(channel_groups(capture(made(NormOfTokens), x), x), "first.weight")
+    assert (group.fixed, group.mixed_by) == ("", ("matmul",))
+
+
 class OneHeadPacked(nn.Module):
     """Attention of one head, whose queries, keys and values are one tensor."""
 
