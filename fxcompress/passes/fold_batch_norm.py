@@ -89,7 +89,7 @@ def _fold(pair: _Pair, gm: fx.GraphModule) -> None:
         new_weight = graph.call_function(folded_weight, (weight, gamma, variance, norm.eps, operator.out_axis))
         new_bias = graph.call_function(folded_bias, (bias, gamma, beta, mean, variance, norm.eps))
         if operator.kind == "linear":
-            graph.call_function(expect_features, (call.args[0], name))
+            graph.call_function(expect_features, (call.args[0], str(name)))
     new_weight._rename(f"{call.name}_weight_folded")
     new_bias._rename(f"{call.name}_bias_folded")
     arguments[at_weight], arguments[at_bias] = new_weight, new_bias
@@ -100,9 +100,9 @@ def _fold(pair: _Pair, gm: fx.GraphModule) -> None:
 
 @fx.has_side_effect
 def expect_features(x: Tensor, norm: str) -> None:
-    """Refuse a call in which a batch norm that was folded normalizes something else than a linear layer's features."""
+    """Refuse a call in which a folded batch norm normalizes something else than a linear layer's features."""
     if x.dim() != 2:
         raise PassError(
-            f"fold_batch_norm: {norm!r} normalizes axis 1 of a tensor with {x.dim()} axes, which are not the features "
-            "of the linear layer before it; take fold_batch_norm out of the policy"
+            f"fold_batch_norm: {norm!r} normalizes axis 1 of a tensor with {x.dim()} axes, which are not the "
+            "features of the linear layer before it; take fold_batch_norm out of the policy"
         )

@@ -232,3 +232,54 @@ class OneHead(nn.Module):
         scale = q.shape[-1] ** 0.5 if self.by_size else 3
         weights = torch.bmm(q, k.transpose(1, 2)).div(scale).softmax(-1)
         return torch.matmul(weights, v.view(x.shape[0], x.shape[1], -1)) @ self.out
+
+
+class Ratio(nn.Module):
+    """A convolution that makes one channel from each group of three."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1, groups=2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(self.stem(x)))
+
+
+class GroupsOfTwoKinds(nn.Module):
+    """Channels that go one from each group reach a convolution of which whole groups would go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 4, 1, groups=2),
+            nn.Conv2d(4, 4, 1, groups=2),
+        )
+
+    def forward(self, x):
+        return self.second(self.first(self.stem(x)))
+
+
+class NormOfTokens(nn.Module):
+    """A batch norm over tokens, which shifts every channel of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(7)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return x @ x.transpose(1, 2)
+
+
+class OneHeadPacked(nn.Module):
+    """Attention of one head, whose queries, keys and values are one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(5, 12), nn.Linear(4, 5)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, 4).unbind(2)
+        return self.out(F.softmax(q @ k.transpose(1, 2), -1) @ v)

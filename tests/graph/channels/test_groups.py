@@ -19,10 +19,14 @@ from tests.graph.channels.models import (
     Dense,
     Grouped,
     GroupNormed,
+    GroupsOfTwoKinds,
     MobileBlock,
     NeXt,
+    NormOfTokens,
     OneHead,
+    OneHeadPacked,
     Packed,
+    Ratio,
     Residual,
     Shuffle,
     SplitAttention,
@@ -136,36 +140,10 @@ def test_removing_is_setting_to_zero(kind, widths, member, count, left, mixed_by
     assert not torch.allclose(small(x), gm(x), rtol=1e-3)
 
 
-class Ratio(nn.Module):
-    """A convolution that makes one channel from each group of three."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.conv, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1, groups=2), nn.Conv2d(2, 2, 1)
-
-    def forward(self, x):
-        return self.last(self.conv(self.stem(x)))
-
-
 def test_a_group_keeps_the_one_channel_that_it_makes():
     gm = capture(made(Ratio), inputs_of(Ratio))
     group = group_with(channel_groups(gm, inputs_of(Ratio)), "conv.weight")
     assert group.fixed == "it is the whole of axis 0 of 'conv.weight'"
-
-
-class GroupsOfTwoKinds(nn.Module):
-    """Channels that go one from each group reach a convolution of which whole groups would go."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.first, self.second = (
-            nn.Conv2d(3, 6, 1),
-            nn.Conv2d(6, 4, 1, groups=2),
-            nn.Conv2d(4, 4, 1, groups=2),
-        )
-
-    def forward(self, x):
-        return self.second(self.first(self.stem(x)))
 
 
 def test_channels_of_each_group_stay_such_in_the_next_groups():
@@ -176,35 +154,10 @@ def test_channels_of_each_group_stay_such_in_the_next_groups():
     assert indices(group, [0])["second.weight", 1].tolist() == [0]
 
 
-class NormOfTokens(nn.Module):
-    """A batch norm over tokens, which shifts every channel of theirs."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(7)
-
-    def forward(self, x):
-        x = self.norm(self.first(x))
-        return x @ x.transpose(1, 2)
-
-
 def test_a_batch_norm_beside_the_channels_makes_them_inexact():
     x = inputs_of(Packed)
     group = group_with(channel_groups(capture(made(NormOfTokens), x), x), "first.weight")
     assert (group.fixed, group.mixed_by) == ("", ("matmul",))
-
-
-class OneHeadPacked(nn.Module):
-    """Attention of one head, whose queries, keys and values are one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.out = nn.Linear(5, 12), nn.Linear(4, 5)
-
-    def forward(self, x):
-        batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, 4).unbind(2)
-        return self.out(F.softmax(q @ k.transpose(1, 2), -1) @ v)
 
 
 def test_what_is_reshaped_stays_rectangular():
