@@ -10,16 +10,14 @@ from torch import fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.compare import refuse_difference, run
-from fxcompress.graph.counting import counted
 from fxcompress.graph.coverage import Reasons, Tried, cover, coverage, set_coverage
 from fxcompress.graph.exporting.export import export
-from fxcompress.graph.inputs import Arguments, as_arguments, fixed_arguments, refuse_nested
+from fxcompress.graph.inputs import Arguments, apart, as_arguments, fixed_arguments
 from fxcompress.graph.islands import islands
-from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.module import CapturedModule, module_around
 from fxcompress.graph.module_kinds import is_kept
 from fxcompress.graph.normalize import normalize
+from fxcompress.graph.original import Original
 from fxcompress.graph.regions import Islands
 from fxcompress.graph.shell import private_copy, shell
 from fxcompress.graph.tracing.symbolic import trace
@@ -38,8 +36,9 @@ def capture(model: nn.Module, example_inputs: Any = None, *, way: Way = "auto", 
 
     `way` is `symbolic` (torch.fx), `export` (torch.export), `islands` (the model's own Python runs, its largest
     traceable modules become graphs) or `auto`, which tries them in this order until one sees all
-    multiply-accumulates, and else takes the one that sees most; `coverage` tells what it saw. Without `copy` the
-    result shares the parameters and buffers of `model`. A captured graph is copied as it is.
+    multiply-accumulates and freezes neither mode nor size, and else takes the one that sees most; where they see the
+    same, one that takes all sizes, then a whole graph, then one that follows the mode. `coverage` tells what it saw.
+    Without `copy` the result shares the parameters and buffers of `model`. A captured graph is copied as it is.
 
     An argument that is None, a bool or a text in that call (or by default) chooses a path through the model: the
     graph holds that path, and refuses a call that asks for another.
@@ -51,7 +50,7 @@ def capture(model: nn.Module, example_inputs: Any = None, *, way: Way = "auto", 
     private = private_copy(model) if copy else shell(model)
     if isinstance(private, CapturedModule | Islands):
         return private
-    original = None if example_inputs is None else _Original(private, as_arguments(example_inputs))
+    original = None if example_inputs is None else Original(private, apart(as_arguments(example_inputs)))
     _refuse_lazy(private)
     found = _best(private, original) if way == "auto" else _attempt(way, private, original)
     if found.asked:
@@ -98,62 +97,60 @@ def _own_train_methods(model: nn.Module) -> dict[str, str]:
     return {f"{one.__code__.co_filename}:{one.__code__.co_firstlineno}": f"def {one.__name__}" for one in own}
 
 
-class _Original:
-    """What the model computes on the example inputs, and where it spends its multiply-accumulates."""
-
-    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
-        refuse_nested(arguments)
-        self.arguments, self.name = arguments, type(model).__name__
-        with eval_mode(model), counted(model) as macs:
-            self.outputs = self._run(model, self.name)
-        self.macs: Mapping[str, int] = macs
-
-    def check(self, gm: fx.GraphModule) -> None:
-        """Raise CaptureError where the graph does not compute what the model does."""
-        with eval_mode(gm):
-            refuse_difference(self.outputs, self._run(gm, f"the graph of {self.name}"), self.name)
-
-    def _run(self, model: nn.Module, name: str) -> Any:
-        try:
-            return run(model, self.arguments)
-        except CaptureError:
-            raise
-        except Exception as error:
-            raise CaptureError(f"{name} does not run on the example inputs: {error}") from error
-
-
 class _Attempt(NamedTuple):
-    """A capture, and the lines of the model that do something else in train mode, by `file:line`."""
+    """A capture, the lines that do something else in train mode, by `file:line`, and an axis that it holds."""
 
     gm: fx.GraphModule
     asked: Mapping[str, str]
+    held: str = ""
+
+    @property
+    def share(self) -> float:
+        """The share of the multiply-accumulates that it sees; islands without a region see nothing."""
+        return coverage(self.gm).share if len(self.gm.graph.nodes) else 0.0
+
+    @property
+    def frozen(self) -> str:
+        """Say what a capture freezes that the model does not, "" for nothing."""
+        said = [f"does what eval mode does at {place} ({line})" for place, line in list(self.asked.items())[:1]]
+        return " and ".join(said + [f"takes one size alone of {axis}" for axis in (self.held,) if axis])
 
 
-def _best(private: nn.Module, original: _Original | None) -> _Attempt:
-    """Return the capture of the first way that sees all, or else of the way that sees most."""
+def _best(private: nn.Module, original: Original | None) -> _Attempt:
+    """Return the capture that ranks first; ways are tried until one sees all and freezes nothing."""
     if original is None:  # the other ways run the model
         return _attempt("symbolic", private, None)
     found: list[_Attempt] = []
     tried: list[Tried] = []
     for way in _WAYS:
+        if way == "islands" and any(one.share == 1 and not one.held for one in found):
+            break  # it would not rank above
         try:
-            found.append(_attempt(way, private, original))
-        except CaptureError as error:
-            tried.append(Tried(way, str(error)))
+            attempt = _attempt(way, private, original)
+        except Exception as error:  # torch's own, too: another way may do without what failed
+            tried.append(Tried(way, str(error) if isinstance(error, CaptureError) else repr(error)))
             continue
-        seen = coverage(found[-1].gm)
-        if seen.share == 1:
+        attempt = attempt._replace(held=original.held(attempt.gm))
+        found.append(attempt)
+        if attempt.share == 1 and not attempt.frozen:
             break
-        tried.append(Tried(way, f"sees {seen.share:.1%} of the multiply-accumulates"))
+        reasons = [f"sees {attempt.share:.1%} of the multiply-accumulates", attempt.frozen]
+        tried.append(Tried(way, ", but ".join(filter(None, reasons))))
     if not found:
         raise CaptureError("; ".join(f"{one.way}: {one.reason}" for one in tried))
-    best = max(found, key=lambda one: coverage(one.gm).share)
+    best = max(found, key=_rank)
     seen = coverage(best.gm)
     set_coverage(best.gm, replace(seen, tried=tuple(one for one in tried if one.way != seen.way)))
     return best
 
 
-def _attempt(way: Way, private: nn.Module, original: _Original | None) -> _Attempt:
+def _rank(attempt: _Attempt) -> tuple[float, bool, bool, bool]:
+    """Order captures: what sees more, takes all sizes, is one graph that engines can run, follows the mode."""
+    is_whole = not isinstance(attempt.gm, Islands)
+    return attempt.share, not attempt.held, is_whole, not attempt.asked
+
+
+def _attempt(way: Way, private: nn.Module, original: Original | None) -> _Attempt:
     """Capture a model in one way and check the result, if there is something to check it with."""
     model, name = shell(private), type(private).__name__
     arguments = Arguments() if original is None else original.arguments
@@ -162,7 +159,8 @@ def _attempt(way: Way, private: nn.Module, original: _Original | None) -> _Attem
         raise CaptureError(f"capturing {name} by {way} runs it: pass example_inputs=...")
     gm: fx.GraphModule
     if way == "islands":
-        gm, asked, reasons = islands(model, arguments)
+        with torch.set_grad_enabled(original is not None and original.with_gradients):
+            gm, asked, reasons = islands(model, arguments)
     else:
         _refuse_extra_state(model)
         traced = export(model, arguments) if way == "export" else trace(model, fixed_arguments(model, arguments))

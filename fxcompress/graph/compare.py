@@ -1,14 +1,18 @@
 """Comparison of a graph with the model that it was captured from, on the example inputs."""
 
-from collections.abc import Callable
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
+from fxcompress.graph.counting import unfused
 from fxcompress.graph.inputs import Arguments
 
 _TOLERANCE = 1e-4  # of an output's largest value; a graph that computes something else is far above
@@ -16,25 +20,98 @@ _TOLERANCE = 1e-4  # of an output's largest value; a graph that computes somethi
 _DEPTH = 4  # how far objects are looked into
 
 
-@torch.no_grad()
-def run(module: nn.Module, arguments: Arguments, function: Callable[..., Any] | None = None) -> Any:
-    """Return what a module computes on copies of the arguments, from one random seed; its buffers stay unchanged.
+_OF_TORCH = frozenset(vars(nn.Module()))  # what every module has: its mode, its hooks, its tensors and parts
+_CONTAINERS = (list, dict, set, OrderedDict, Counter, defaultdict, deque)
 
-    `function` is called in the module's place.
+
+def run(module: nn.Module, arguments: Arguments, times: int = 1) -> Any:
+    """Return what a module computes on copies of the arguments, from one random seed; it is left as it was.
+
+    Of several times, which see what the ones before have changed, the last result is returned.
     """
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, tuple(arguments))
-    held = [(part, dict(part._buffers)) for part in module.modules()]
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    devices = {tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
-        result = (function or module)(*args, **kwargs)
-    for part, buffers in held:  # forward may have put others into their places
-        part._buffers.update(buffers)
-    for buffer, value in before:
-        if not buffer.is_meta and not torch.equal(buffer, value):
-            buffer.copy_(value)
-    return result
+    with unfused(), torch.random.fork_rng(devices=devices(module)), unchanged(module):
+        for _ in range(times):
+            args, kwargs = pytree.tree_map_only(Tensor, _copied, tuple(arguments))
+            torch.manual_seed(0)
+            result = module(*args, **kwargs)
+        return result
+
+
+def devices(module: nn.Module) -> list[torch.device]:
+    """Return the devices with random numbers of their own that a module computes on."""
+    return list({tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"})
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Put a module back as it was: its buffers, gradients and attributes, and what lists and dicts among these hold.
+
+    A module that makes parts or tensors of its own in its first run keeps them, and all attributes with them.
+    """
+    buffers = [(part, dict(part._buffers)) for part in module.modules()]
+    values = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    gradients = [(tensor, tensor.grad) for tensor in module.parameters()] if torch.is_grad_enabled() else []
+    for tensor, _ in gradients:
+        tensor.grad = None  # the next would be added to it, in place
+    before = attributes(module)
+    contents = [(held, held.copy()) for own in before.values() for held in own.values() if type(held) in _CONTAINERS]
+    registered = _registered(module)
+    try:
+        yield
+    finally:
+        for part, own in buffers:  # forward may have put others into their places
+            part._buffers.update(own)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+        if registered == _registered(module):
+            _put_back(before, contents)
+
+
+def attributes(module: nn.Module) -> dict[nn.Module, dict[str, Any]]:
+    """Return the plain attributes of each part of a module: those that torch knows nothing of.
+
+    Lazy modules have none before their first run, which sets them once and for all.
+    """
+    return {
+        part: {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        for part in module.modules()
+        if not isinstance(part, LazyModuleMixin)
+    }
+
+
+def marks(own: dict[nn.Module, dict[str, Any]]) -> list[Any]:
+    """Return what is another list where attributes, as long as they are held, were set, or were changed in place."""
+    return [(part, name, id(value), _changes(value)) for part, named in own.items() for name, value in named.items()]
+
+
+def _changes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return -1 if value.is_inference() else value._version
+    return len(value) if type(value) in _CONTAINERS else 0
+
+
+def _registered(module: nn.Module) -> list[tuple[Any, ...]]:
+    return [
+        (part, *part._modules.keys(), *part._parameters.keys(), *part._buffers.keys()) for part in module.modules()
+    ]
+
+
+def _put_back(before: dict[nn.Module, dict[str, Any]], contents: list[tuple[Any, Any]]) -> None:
+    for part, own in before.items():
+        for name in vars(part).keys() - own.keys() - _OF_TORCH:
+            del part.__dict__[name]
+        part.__dict__.update(own)
+    for held, copy in contents:
+        held.clear()
+        (held.extend if isinstance(held, list | deque) else held.update)(copy)
 
 
 def refuse_difference(expected: Any, found: Any, name: str) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as hooks
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class _Counter(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, paths: Mapping[nn.Module, str]) -> None:
         super().__init__()
         self.paths = paths
@@ -21,13 +25,29 @@ class _Counter(TorchDispatchMode):
         self.macs: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = getattr(func, "_overloadpacket", func)
+        if isinstance(func, HigherOrderOperator) and packet not in flop_registry:
+            args, kwargs = pytree.tree_map_only(callable, self.counting, (args, kwargs))
+        elif packet not in flop_registry:
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
         if packet in flop_registry:
             self.macs[self.stack[-1]] += flop_registry[packet](*args, **(kwargs or {}), out_val=result) // 2
         elif packet in _ON_CPU:
             self.macs[self.stack[-1]] += _ON_CPU[packet](*args[:3])
         return result
+
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that a higher-order operator calls, such as a branch, as one whose work counts."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return call
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.paths.get(module, self.stack[-1]))
@@ -59,12 +79,21 @@ def counted(model: nn.Module) -> Iterator[Counter[str]]:
         hooks.register_module_forward_pre_hook(counter.enter),
         hooks.register_module_forward_hook(counter.leave, always_call=True),
     )
-    fast = torch.backends.mha.get_fastpath_enabled()  # one operator for a whole layer, whose work nobody counts
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter:
+        with unfused(), counter:
             yield counter.macs
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Let torch run operator by operator: no fast path of attention, no compilation, as `torch.cond` would do."""
+    fast = torch.backends.mha.get_fastpath_enabled()  # one operator for a whole layer, which calls none of its parts
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

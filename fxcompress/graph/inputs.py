@@ -1,7 +1,7 @@
 """Example inputs and batches: one tensor, a tuple of positional arguments or a dict of keyword arguments."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
@@ -24,6 +24,36 @@ def as_arguments(inputs: Any) -> Arguments:
     if isinstance(inputs, Mapping):
         return Arguments((), dict(inputs))
     return Arguments(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+
+
+def replaced(arguments: Arguments, function: Callable[[Tensor], Tensor]) -> Arguments:
+    """Return arguments with the function's result for each tensor; one that is given twice stays one."""
+    new: dict[int, Tensor] = {}
+
+    def replace(tensor: Tensor) -> Tensor:
+        if id(tensor) not in new:
+            new[id(tensor)] = function(tensor)
+        return new[id(tensor)]
+
+    return Arguments(*pytree.tree_map_only(Tensor, replace, tuple(arguments)))
+
+
+def apart(arguments: Arguments) -> Arguments:
+    """Return arguments in which a tensor that is given twice, such as query and key, is two of the same memory."""
+    seen: set[int] = set()
+
+    def separate(tensor: Tensor) -> Tensor:
+        again = id(tensor) in seen
+        seen.add(id(tensor))
+        return tensor.detach().requires_grad_(tensor.requires_grad) if again else tensor
+
+    return Arguments(*pytree.tree_map_only(Tensor, separate, tuple(arguments)))
+
+
+def repetitions(arguments: Arguments) -> list[int]:
+    """Return for each tensor in a call the position of the first that is the same object."""
+    tensors = [id(leaf) for leaf in pytree.tree_leaves(tuple(arguments)) if isinstance(leaf, Tensor)]
+    return [tensors.index(one) for one in tensors]
 
 
 def refuse_nested(arguments: Arguments) -> None:

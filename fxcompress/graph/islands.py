@@ -6,24 +6,22 @@ from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.compare import refuse_difference, run
+from fxcompress.graph.beside import checked
+from fxcompress.graph.compare import run
 from fxcompress.graph.exporting.export import export
 from fxcompress.graph.exporting.sizes import expect_sizes
-from fxcompress.graph.inputs import Arguments, fixed_arguments
+from fxcompress.graph.inputs import Arguments, apart, fixed_arguments, repetitions, replaced
 from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.module import refuse_keywords
 from fxcompress.graph.module_kinds import is_kept, is_opaque
 from fxcompress.graph.normalize import normalize
-from fxcompress.graph.regions import Islands, Region, put_regions, regions
+from fxcompress.graph.regions import Islands, put_regions
 from fxcompress.graph.shell import shell
 from fxcompress.graph.traced import Traced, join, place
 from fxcompress.graph.tracing.symbolic import trace
-
-_ADDED = "_fxcompress_added"
 
 
 class Found(NamedTuple):
@@ -40,21 +38,21 @@ def islands(model: nn.Module, arguments: Arguments) -> Found:
     Each region is run beside the forward that it replaces; one that differs is given up for smaller ones.
     Raises CaptureError where nothing in the model can be traced.
     """
-    calls = _calls(model, arguments)
+    calls, outputs = _calls(model, arguments)
     given_up: dict[str, CaptureError] = {}
     also: set[str] = set()
     while True:
         attempt = _Attempt(shell(model), calls, given_up)
         gm = attempt.put(also)
-        failed, outside = _checked(gm, shell(model), arguments)
+        failed, outside = checked(gm, shell(model), arguments, outputs)
         if not failed and outside <= also:
             return Found(gm, attempt.asked, attempt.reasons)
         given_up |= failed
         also |= outside
 
 
-def _calls(model: nn.Module, arguments: Arguments) -> dict[str, Arguments]:
-    """Run the model and return the arguments of each module's first call, tensors without values, in that order.
+def _calls(model: nn.Module, arguments: Arguments) -> tuple[dict[str, Arguments], Any]:
+    """Run the model and return the arguments of each module's first call, tensors without values, and its outputs.
 
     A module whose later calls take another path through its code has no entry.
     """
@@ -64,8 +62,8 @@ def _calls(model: nn.Module, arguments: Arguments) -> dict[str, Arguments]:
     for path, module in observed.named_modules():
         module.register_forward_pre_hook(_recording(path, calls, varying), with_kwargs=True)
     with eval_mode(observed):
-        run(observed, arguments)
-    return {path: call for path, call in calls.items() if path not in varying}
+        outputs = run(observed, arguments)
+    return {path: call for path, call in calls.items() if path not in varying}, outputs
 
 
 def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Callable[..., None]:
@@ -74,15 +72,13 @@ def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Cal
         if path not in calls:
             try:
                 calls[path] = _without_values(call)
-            except (
-                RuntimeError,
-                ValueError,
-                NotImplementedError,
-            ):  # such as a packed sequence: nothing stands for it
+            except Exception:  # such as a packed sequence: nothing stands for it
                 calls[path] = Arguments()
                 varying.add(path)
         elif fixed_arguments(module, call) != fixed_arguments(module, calls[path]):
             varying.add(path)
+        elif repetitions(call) != repetitions(calls[path]):  # attends to itself, then to something else
+            calls[path] = apart(calls[path])
 
     return record
 
@@ -104,6 +100,12 @@ class _Attempt:
         for path in sorted(also - self.traced.keys()):
             self._visit(path, self.model.get_submodule(path))
         if not self.traced and any(True for _ in self.model.parameters()):
+            if not any(True for child in self.model.children() for _ in child.parameters()):
+                raise CaptureError(
+                    f"{type(self.model).__name__} has no modules inside it that could become graphs: its own forward "
+                    "computes with its parameters; move that code into modules of their own, or capture by symbolic "
+                    "or export"
+                )
             why = "; ".join(f"{path or 'the model'}: {error}" for path, error in list(self.reasons.items())[:4])
             raise CaptureError(f"no module of {type(self.model).__name__} can be traced: {why}")
         order = [path for path in self.calls if path in self.traced]
@@ -176,95 +178,9 @@ def _refuse_one_batch_size(traced: Traced, path: str) -> None:
 
 def _without_values(call: Arguments) -> Arguments:
     """Return the arguments of a call without the memory of its tensors."""
-    return _replaced(call, lambda tensor: tensor.detach().to("meta"))
+    return replaced(call, lambda tensor: tensor.detach().to("meta"))
 
 
 def _with_values(call: Arguments) -> Arguments:
     """Return the arguments of a recorded call with zeros in the place of values, which are not read."""
-    return _replaced(call, partial(torch.zeros_like, device="cpu"))
-
-
-def _replaced(call: Arguments, function: Callable[[Tensor], Tensor]) -> Arguments:
-    new: dict[int, Tensor] = {}  # one tensor given twice, such as query and key, stays one
-
-    def replaced(tensor: Tensor) -> Tensor:
-        if id(tensor) not in new:
-            new[id(tensor)] = function(tensor)
-        return new[id(tensor)]
-
-    return Arguments(*pytree.tree_map_only(Tensor, replaced, tuple(call)))
-
-
-def _checked(gm: Islands, original: nn.Module, arguments: Arguments) -> tuple[dict[str, CaptureError], set[str]]:
-    """Run each region beside the module of the original that it replaces.
-
-    Returns why regions failed, and the modules inside regions that the model's own Python calls as well.
-    """
-    check = _Check(gm, original)
-    gm.add_module(_ADDED, _Added())
-    handles = [module.register_forward_pre_hook(check.noted(path)) for path, module in check.inside()]
-    try:
-        beside = [check.beside(region, code) for region, code in zip(regions(gm), gm.functions, strict=True)]
-        with eval_mode(gm), eval_mode(original), gm.calling(beside):
-            run(gm, arguments)
-    finally:
-        del gm._modules[_ADDED]
-        for handle in handles:
-            handle.remove()
-    return check.failed, check.outside
-
-
-class _Added(nn.Module):
-    """Stands for the modules that passes add to a model."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise CaptureError(
-            "the model's forward calls all of its children, and so would call what is put into it; let it call those "
-            "that it means by name, or from an nn.ModuleList"
-        )
-
-
-class _Check:
-    def __init__(self, gm: Islands, original: nn.Module) -> None:
-        self.gm, self.original, self.running = gm, original, 0
-        self.failed: dict[str, CaptureError] = {}
-        self.outside: set[str] = set()
-
-    def inside(self) -> list[tuple[str, nn.Module]]:
-        """Return the modules inside regions that are not regions themselves."""
-        graphs = {region.path for region in regions(self.gm)}
-        return [
-            (join(path, name), module)
-            for path in graphs
-            for name, module in self.gm.get_submodule(path).named_modules()
-            if join(path, name) not in graphs
-        ]
-
-    def noted(self, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: Any) -> None:
-            if not self.running:
-                self.outside.add(path)
-
-        return note
-
-    def beside(self, region: Region, code: Callable[..., Any]) -> Callable[..., Any]:
-        module = self.gm.get_submodule(region.path)
-        original = self.original.get_submodule(region.path)
-
-        def call(gm: Islands, *args: Any, **kwargs: Any) -> Any:
-            given = Arguments(args, kwargs)
-            self.running += 1
-            expected = run(original, given, original.forward)  # hooks run around the graph
-            try:
-                found = run(module, given, partial(code, gm))
-                refuse_difference(expected, found, region.path)
-            except CaptureError as error:
-                self.failed[region.path] = error
-            except Exception as error:
-                message = f"the graph of {region.path} does not run: {error}"
-                self.failed[region.path] = CaptureError(message)
-            finally:
-                self.running -= 1
-            return expected
-
-        return call
+    return replaced(call, partial(torch.zeros_like, device="cpu"))

@@ -1,13 +1,24 @@
 """Train and eval mode: running in eval mode for a while, and observing which code asks for the mode."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+import torch.nn.functional as F
 from torch import nn
 
 from fxcompress.graph.source import line_of
+
+# The functions that drop out, as modules.
+DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
 
 
 @contextmanager
@@ -23,19 +34,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Mode(int):
-    """What `self.training` is while a model is traced: false, noting in `asked` each line that branches on it."""
+    """What `self.training` is while a model is traced, noting in `asked` each line that branches on it.
+
+    It is false, or `branch` where code branches on it.
+    """
 
     asked: dict[str, str]
+    branch: bool
 
-    def __new__(cls, asked: dict[str, str]) -> "Mode":
+    def __new__(cls, asked: dict[str, str], branch: bool = False) -> "Mode":
         mode = super().__new__(cls, 0)
-        mode.asked = asked
+        mode.asked, mode.branch = asked, branch
         return mode
 
     def __bool__(self) -> bool:
         place, line = line_of(sys._getframe(1))
         self.asked[place] = line
-        return False
+        return self.branch
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Mode":
         return self
@@ -62,10 +77,13 @@ def takes_only_bool(error: BaseException | None) -> TypeGuard[TypeError]:
 
 
 @contextmanager
-def observed_mode(model: nn.Module) -> Iterator[dict[str, str]]:
-    """Put a Mode in the place of `training` in each module; yields the lines that branch on it, by `file:line`."""
+def observed_mode(model: nn.Module, branch: bool = False) -> Iterator[dict[str, str]]:
+    """Put a Mode in the place of `training` in each module; yields the lines that branch on it, by `file:line`.
+
+    They go the way of train mode if `branch`.
+    """
     asked: dict[str, str] = {}
     with eval_mode(model):
         for module in model.modules():
-            module.training = Mode(asked)  # type: ignore[assignment]
+            module.training = Mode(asked, branch)  # type: ignore[assignment]
         yield asked

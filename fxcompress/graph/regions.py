@@ -28,6 +28,7 @@ class Islands(fx.GraphModule):
 
     _lineno_map = None  # torch.compile reads it of every GraphModule
     _regions: list[str]
+    _own_parts: list[str]
     functions: list[Callable[..., Any]]  # the code of the regions, of the model and the arguments of a call
 
     def __init__(self) -> None:
@@ -45,6 +46,32 @@ class Islands(fx.GraphModule):
             yield
         finally:
             self.functions = code
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the model's own children: its forward may call all of them, but not what passes add to it."""
+        return ((name, child) for name, child in super().named_children() if name in self._own_parts)
+
+    def _added(self) -> Iterator[nn.Module]:
+        return (part for name, part in self._modules.items() if part is not None and name not in self._own_parts)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of the model as its own class does, and of what passes added to it."""
+        super().train(mode)
+        for part in self._added():
+            part.train(mode)
+        return self
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Any:
+        """Apply a function to what passes added to the model, to its own parts and to itself."""
+        for part in self._added():
+            part.apply(fn)
+        return super().apply(fn)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(*args, **kwargs)
+        for part in self._added():
+            part._apply(*args, **kwargs)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Islands":
         new = object.__new__(type(self))
@@ -65,11 +92,13 @@ class Islands(fx.GraphModule):
 class _OwnParts(nn.Module):
     """Mixed into the class of a Sequential: it runs its own parts, and not the modules that passes add to it."""
 
+    _own_parts: list[str]
+
     def __iter__(self) -> Iterator[nn.Module]:
-        return (self.get_submodule(name) for name in self.__dict__["_own_parts"])
+        return (self.get_submodule(name) for name in self._own_parts)
 
     def __len__(self) -> int:
-        return len(self.__dict__["_own_parts"])
+        return len(self._own_parts)
 
 
 class _InRegion:
@@ -83,16 +112,25 @@ class _InRegion:
 def put_regions(model: nn.Module, graph: fx.Graph, paths: Sequence[str], own: Sequence[str]) -> Islands:
     """Put the regions of a graph, which are the modules `paths` in that order, into the model; returns it."""
     bases = (Islands, _OwnParts) if isinstance(model, nn.Sequential) else (Islands,)
-    model.__dict__["_own_parts"] = list(own)
     model.__class__ = type(type(model).__name__, (*bases, type(model)), {"__doc__": type(model).__doc__})
     assert isinstance(model, Islands)
-    model._regions = list(paths)
+    model._regions, model._own_parts = list(paths), list(own)
     for index, path in enumerate(paths):
         module = model.get_submodule(path)
         module.__class__ = type(type(module).__name__, (_InRegion, type(module)), {"__doc__": type(module).__doc__})
         module.__dict__["_region"] = (model, index)  # in the dict: as an attribute, the model would be its own part
     model.graph = graph
+    _close_fast_paths(model)
     return model
+
+
+def _close_fast_paths(model: nn.Module) -> None:
+    """Let encoders of torch call their parts: where nobody needs gradients they would pass them by."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what the fast path asks for; the activation is another attribute
 
 
 def regions(gm: fx.GraphModule) -> list[Region]:

@@ -1,5 +1,7 @@
 """Captures at the edge: hooks, lazy and meta models, shared tensors, and what is refused with a clear error."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -126,11 +128,11 @@ def test_a_model_that_calls_all_its_children():
             self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
 
         def forward(self, x):
-            for child in self.children():
+            for child in self._modules.values():
                 x = child(x)
             return x if x.sum() < 1e9 else -x
 
-    with pytest.raises(CaptureError, match=r"calls all of its children.*nn\.ModuleList"):
+    with pytest.raises(CaptureError, match=r"calls all of its parts.*nn\.ModuleList"):
         capture(Calling(), torch.ones(1, 2), way="islands")
 
 
@@ -147,3 +149,34 @@ def test_modules_that_are_alike_but_for_a_switch():
     original = model_of(lambda self, x: self.b(self.a(x)), a=Block(True), b=Block(False))
     gm = same(original, torch.randn(2, 2), way="islands")
     assert [region.path for region in regions(gm)] == ["a.fc", "b"]
+
+
+@pytest.mark.parametrize("way", ["symbolic", "export", "islands"])
+def test_a_module_in_two_places_has_its_first_name(way):
+    shared = nn.Linear(4, 4)
+    body = model_of(lambda self, x: x + self.inner(x), inner=shared)
+    gm = capture(
+        model_of(lambda self, x: self.first(self.body(x)), first=shared, body=body), torch.ones(2, 4), way=way
+    )
+    assert [layer.name for layer in layers(gm)] == ["first", "body_add"]
+    assert len(layers(gm)[0].calls) == 2
+
+
+@pytest.mark.parametrize("way", ["symbolic", "export"])
+def test_names_do_not_depend_on_how_numbers_and_buffers_are_computed(way):
+    def forward(self, x):
+        self.count += 1
+        return self.fc(x + 0.01 * x.numel()) / self.count + self.gain
+
+    parts = {"fc": nn.Linear(4, 4), "count": nn.Buffer(torch.ones(())), "gain": nn.Parameter(torch.ones(4))}
+    gm = capture(model_of(forward, **parts), torch.ones(2, 4), way=way)
+    assert [layer.name for layer in layers(gm)] == ["fc", "add_1"]
+
+
+def test_an_error_of_torch_in_one_way_leaves_the_others(monkeypatch):
+    def broken(*args):
+        raise AttributeError("no overload")
+
+    monkeypatch.setattr(sys.modules["fxcompress.graph.capture"], "trace", broken)
+    seen = coverage(capture(model_of(lambda self, x: self.fc(x), fc=nn.Linear(4, 4)), torch.ones(2, 4)))
+    assert (seen.way, seen.tried[0].reason) == ("export", "AttributeError('no overload')")

@@ -49,6 +49,11 @@ def tied(axes: Axes, dependent: Sequence[set[int]], tensors: Sequence[Tensor]) -
     return found
 
 
+def repeats(tensor: Tensor, axes: dict[int, Any]) -> bool:
+    """Return whether a tensor is a batch of one whose size is to be open, which torch.export takes for a constant."""
+    return 0 in axes and len(tensor) == 1
+
+
 def repeated(tensor: Tensor, axes: dict[int, Any]) -> Tensor:
-    """Return a batch of two for a batch of one, which torch.export would take for a constant."""
-    return tensor.repeat_interleave(2, 0) if 0 in axes and len(tensor) == 1 else tensor
+    """Return a batch of two for a batch of one, whose size is to be open."""
+    return tensor.repeat_interleave(2, 0) if repeats(tensor, axes) else tensor

@@ -10,8 +10,10 @@ from fxcompress.graph.exporting.program import FailedError, Program, widest_prog
 from fxcompress.graph.exporting.signature import Inputs, open_inputs
 from fxcompress.graph.exporting.sizes import write_guard
 from fxcompress.graph.inputs import Arguments
+from fxcompress.graph.shell import shell
 from fxcompress.graph.source import user_line
 from fxcompress.graph.traced import Traced
+from fxcompress.graph.tracing.train_mode import InMode, follow_train_mode
 
 _REASONS = {
     "data-dependent expression": "it branches on the value of a tensor, or needs it as a number",
@@ -27,23 +29,39 @@ def export(model: nn.Module, arguments: Arguments) -> Traced:
     refuses other sizes than those of the example.
     Raises CaptureError naming the module and the source line that cannot be followed.
     """
+    untouched = shell(model)
+    traced, asking = _exported(model, arguments, frozenset())
+    traced.asked.update({place: line for lines in asking.values() for place, line in lines.items()})
+
+    def in_train() -> InMode:
+        return InMode(untouched, _exported(untouched, arguments, frozenset(asking))[0])
+
+    follow_train_mode(InMode(model, traced), in_train)
+    return traced
+
+
+def _exported(
+    model: nn.Module, arguments: Arguments, in_train: frozenset[str]
+) -> tuple[Traced, dict[str, dict[str, str]]]:
+    """Return the graph, with branches as in train mode in some modules, and the lines of modules that branch."""
     traced = Traced(fx.Graph(), {}, {}, set(), {})
     inputs = open_inputs(traced.graph, model, arguments)
-    program = _program(model, inputs)
-    write_guard(traced.graph, inputs, program.inputs)
+    program = _program(model, inputs, in_train)
+    if in_train and program.following.is_partial:
+        raise CaptureError("a function takes no mode but a bool, which is as in eval mode")
+    write_guard(traced.graph, inputs, program.inputs, program.not_one)
     placed = followed_placements(program, model, inputs)
     lifter = Lifter(traced, model, program.exported, program.following, placed)
     results = lifter.lift(inputs.nodes)
     lifter.assign(program.assigned, results[len(results) - len(program.assigned) :])
     write_output(traced.graph, program.returned, results)
     called = {str(node.target) for node in traced.graph.find_nodes(op="call_module")}
-    traced.asked.update(program.following.lines(without=called))
-    return traced
+    return traced, program.following.asking(without=called)
 
 
-def _program(model: nn.Module, inputs: Inputs) -> Program:
+def _program(model: nn.Module, inputs: Inputs, in_train: frozenset[str]) -> Program:
     try:
-        return widest_program(model, inputs)
+        return widest_program(model, inputs, in_train)
     except CaptureError:
         raise
     except FailedError as failed:

@@ -5,7 +5,7 @@ import functools
 import linecache
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,9 +21,7 @@ from fxcompress.graph.exporting.recurrent import operator_for
 from fxcompress.graph.mode import Mode, eval_mode
 from fxcompress.graph.source import line_of, outside_torch
 
-_TORCH = f"{Path(torch.__file__).parent}/"
-_MODES = tuple(_TORCH + name for name in ("_export", "fx", "overrides.py"))  # through which torch.export hands a call
-_INSIDE_TORCH = tuple(_TORCH + name for name in ("_", "fx", "utils"))  # whose calls are not the model's
+_FX = f"{Path(torch.fx.__file__).parent}/"
 _DROPPING = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
     F.multi_head_attention_forward,
@@ -35,36 +33,30 @@ _KNOWN = (
 # Modules of torch that ask for their mode only to choose the fused operator, which export switches off.
 _CHECKING = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 # Methods that may give their very input back: the program could not tell one from the other.
-_CASTS_TO = {Tensor.float: torch.float32, Tensor.double: torch.float64}
 _CASTS = {
     *(Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as),
     *(Tensor.cpu, Tensor.cuda, Tensor.contiguous),
 }
 
 
-Constants = dict[str, list[list[Any]]]  # the dtypes and numbers of each call on a line
-
-
 class Following(TorchFunctionMode):
     """Note the calls of functions that are given the mode, and call them without.
 
-    `asked` holds by the path of a module the lines that branch on its mode, by `file:line`; `constants` holds by line
-    the dtypes and numbers that functions were called with. What drops out does so in train mode, as torch gives its
-    very input back in eval mode: the program could not tell one from the other.
+    `asked` holds by the path of a module the lines that branch on its mode, by `file:line`. What drops out does so
+    in train mode, as torch gives its very input back in eval mode: the program could not tell one from the other.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: dict[str, dict[str, str]] = {}
         self.with_rate: set[str] = set()  # paths of the modules that choose a rate of dropout by their mode
-        self.constants: Constants = {}
+        self.is_partial = False  # whether only the modules of torch were given a Mode
         self._calls: dict[str, list[bool]] = {}  # of what drops out or normalizes, whether the mode was given
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call as torch does, with a bool in the place of the mode."""
         func = operator_for(func, args) or func
         kwargs = kwargs or {}
-        self._note_constants(func, args, kwargs)
         if func in _CASTS and args:
             args = (torch.ops.aten.alias(args[0]), *args[1:])
         modes = [value for value in (*args, *kwargs.values()) if isinstance(value, Mode)]
@@ -73,27 +65,16 @@ class Following(TorchFunctionMode):
             self._calls.setdefault(_place_of_forward(sys._getframe(1)), []).append(bool(modes))
         if not modes:
             return func(*args, **kwargs)
+        training = func in _DROPPING
         if not is_known:
             _note(modes[0], outside_torch(sys._getframe(1)))
-        training = func in _DROPPING
+            training = modes[0].branch
         args = tuple(training if isinstance(value, Mode) else value for value in args)
         kwargs = {name: training if isinstance(value, Mode) else value for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
-    def _note_constants(self, func: Any, args: Any, kwargs: Any) -> None:
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype | float)]
-        if func in _CASTS_TO:
-            given.append(_CASTS_TO[func])
-        if func is Tensor.to and not given and not isinstance(args[1] if len(args) > 1 else None, Tensor):
-            given.append(args[0].dtype)  # which a program writes down too
-        frame = sys._getframe(2)
-        while given and frame.f_code.co_filename.startswith(_MODES) and frame.f_back is not None:
-            frame = frame.f_back
-        if given and not frame.f_code.co_filename.startswith(_INSIDE_TORCH):
-            self.constants.setdefault(_place_of_forward(frame), []).append(given)
-
     def place_of(self, node: fx.Node) -> str:
-        """Return the line in a forward that computes a node, as in `constants`."""
+        """Return the line in a forward that computes a node, '' where none is known."""
         return ["", *re.findall(r'File ".*", line \d+,', node.meta.get("stack_trace") or "")][-1]
 
     def followed(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -120,10 +101,9 @@ class Following(TorchFunctionMode):
         )
         return any(not self.with_rate.isdisjoint(enclosing(node)) for node in random)
 
-    def lines(self, without: set[str]) -> dict[str, str]:
-        """Return the lines that branch on the mode of a module other than those `without`."""
-        asked = (lines for path, lines in self.asked.items() if path not in without)
-        return {place: line for lines in asked for place, line in lines.items()}
+    def asking(self, without: set[str]) -> dict[str, dict[str, str]]:
+        """Return the lines that branch on the mode of a module other than those `without`, by its path."""
+        return {path: lines for path, lines in self.asked.items() if lines and path not in without}
 
 
 class ModeOrRate(Mode):
@@ -138,7 +118,7 @@ class ModeOrRate(Mode):
             self.with_rate.add(self.path)
             return True
         _note(self, frame)
-        return False
+        return self.branch
 
 
 def _note(mode: Mode, frame: FrameType) -> None:
@@ -147,19 +127,24 @@ def _note(mode: Mode, frame: FrameType) -> None:
 
 
 @contextmanager
-def followed_mode(model: nn.Module, of_all: bool = True, rates: bool = True) -> Iterator[Following]:
+def followed_mode(
+    model: nn.Module, in_train: Container[str] = (), *, of_all: bool = True, rates: bool = True
+) -> Iterator[Following]:
     """Put a Mode in the place of `training` in each module, and note what follows it while the model runs.
 
-    If not `of_all`, this is done in the modules of torch alone. `rates` tells whether the mode may be true where a
-    rate of dropout is chosen.
+    Branches on it are taken as in train mode in the modules whose paths are `in_train`, else as in eval mode. If not
+    `of_all`, this is done in the modules of torch alone. `rates` tells whether the mode may be true where a rate of
+    dropout is chosen.
     """
     following = Following()
+    following.is_partial = not of_all
     with eval_mode(model), following:
         for path, module in model.named_modules():
             if isinstance(module, nn.RNNBase):  # gives it to a function in C, which takes nothing but a bool
                 continue
             if of_all or type(module).forward.__module__.startswith("torch.nn"):
-                mode = ModeOrRate({} if isinstance(module, _CHECKING) else following.asked.setdefault(path, {}))
+                asked = {} if isinstance(module, _CHECKING) else following.asked.setdefault(path, {})
+                mode = ModeOrRate(asked, path in in_train)
                 mode.path, mode.with_rate = path, following.with_rate if rates else None
                 module.training = mode
         yield following
@@ -186,6 +171,8 @@ def _is_rate(choice: ast.IfExp) -> bool:
 
 def _place_of_forward(frame: FrameType) -> str:
     """Return the innermost line in a forward as the stack traces of torch.export have it, which hold no others."""
-    while frame.f_code.co_name != "forward" and frame.f_back is not None:
+    while (
+        frame.f_code.co_name != "forward" or frame.f_code.co_filename.startswith(_FX)
+    ) and frame.f_back is not None:
         frame = frame.f_back
     return f'File "{frame.f_code.co_filename}", line {frame.f_lineno},'

@@ -38,10 +38,21 @@ def expect_entries(value: Any, captured: Sequence[Any], name: str) -> None:
         )
 
 
+@fx.has_side_effect
+def expect_same(value: Any, other: Any, name: str, other_name: str) -> None:
+    """Refuse a call with two tensors where the captured one gave the same tensor twice."""
+    if value is not other:
+        raise CaptureError(
+            f"the model was captured with one tensor as {name} and {other_name}, and is called with two; let "
+            "example_inputs do what needs both kinds of calls"
+        )
+
+
 def open_inputs(graph: fx.Graph, model: nn.Module, arguments: Arguments) -> Inputs:
     """Write placeholders for the signature of `model` into a graph, and open the arguments of a call into tensors.
 
-    Constants choose a path through the model: the graph refuses a call with others.
+    Constants choose a path through the model: the graph refuses a call with others. So does a tensor that is given
+    twice: it stays one.
     Raises CaptureError for an argument that is neither a tensor, a constant nor a container of them.
     """
     call = bind(model, arguments)
@@ -101,8 +112,11 @@ def _open(graph: fx.Graph, node: fx.Node, value: Any, name: str, inputs: Inputs)
     if isinstance(value, Tensor):
         if value.layout is not torch.strided:
             raise CaptureError(f"{name} is a sparse tensor, which a graph cannot take; give {name}.to_dense()")
-        again = any(value is other for other in inputs.tensors)
-        inputs.tensors.append(value.detach() if again else value)  # torch.export would take both for one
+        again = next((index for index, other in enumerate(inputs.tensors) if value is other), None)
+        if again is not None:  # the model's code may ask whether they are one
+            graph.call_function(expect_same, (node, inputs.nodes[again], name, inputs.names[again]))
+            return Place(again)
+        inputs.tensors.append(value)
         inputs.nodes.append(node)
         inputs.names.append(name)
         return Place(len(inputs.tensors) - 1)

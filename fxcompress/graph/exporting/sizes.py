@@ -1,6 +1,9 @@
 """Sizes: what an exported program found that must hold of the sizes of its inputs, and the check of it in a graph."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from pathlib import Path
 from string import ascii_lowercase
 
 import sympy  # type: ignore[import-untyped]
@@ -11,6 +14,8 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.exporting.signature import Inputs
+
+_TORCH = f"{Path(torch.__file__).parent}/"
 
 
 @fx.has_side_effect
@@ -45,14 +50,43 @@ def expect_sizes(
 def _other_size(where: str, size: int, taken: str) -> CaptureError:
     return CaptureError(
         f"{where} has {size} entries where the captured graph takes {taken}; "
-        "capture the model with example_inputs of that size"
+        'capture the model with example_inputs of that size, or with capture="islands" if that was by export'
     )
 
 
-def write_guard(graph: fx.Graph, inputs: Inputs, placeholders: Sequence[fx.Node]) -> None:
-    """Write the check of the sizes that an exported program takes for its `placeholders`."""
-    shapes = [[_size(size) for size in node.meta["val"].shape] for node in placeholders]
+@contextmanager
+def told_from_one() -> Iterator[set[sympy.Symbol]]:
+    """Yield the sizes for which code outside of torch takes another path where they are one.
+
+    A size that is open is at least two to torch.export, which so decides without a guard. What torch itself does
+    differently for one gives the same.
+    """
+    found: set[sympy.Symbol] = set()
+    decide = torch.SymBool.__bool__
+
+    def noted(condition: torch.SymBool) -> bool:
+        expression, value = condition.node.expr, decide(condition)
+        if not sys._getframe(1).f_code.co_filename.startswith(_TORCH):
+            truth = sympy.true if value else sympy.false
+            found.update(size for size in expression.free_symbols if expression.subs(size, 1) != truth)
+        return value
+
+    torch.SymBool.__bool__ = noted  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        torch.SymBool.__bool__ = decide  # type: ignore[method-assign]
+
+
+def write_guard(
+    graph: fx.Graph, inputs: Inputs, placeholders: Sequence[fx.Node], not_one: Set[sympy.Symbol] = frozenset()
+) -> None:
+    """Write the check of the sizes that an exported program takes for its `placeholders`; some are `not_one`."""
+    shapes = [[size_of(size) for size in node.meta["val"].shape] for node in placeholders]
     limits = _limits(placeholders)
+    for size in not_one:
+        least, most = limits.get(size, (0, None))
+        limits[size] = (max(least, 2), most)
     symbols = [size for shape in shapes for size in shape if not isinstance(size, int)]
     letters: dict[sympy.Expr, str] = {}
     for symbol in symbols:
@@ -66,7 +100,7 @@ def write_guard(graph: fx.Graph, inputs: Inputs, placeholders: Sequence[fx.Node]
 def dependent_axes(placeholders: Sequence[fx.Node]) -> list[set[int]]:
     """Return for each tensor the axes whose sizes depend on others in a way that `expect_sizes` cannot check."""
     together = {symbol for guard in _guards(placeholders) if not _is_limit(guard) for symbol in guard.free_symbols}
-    shapes = [[_size(size) for size in node.meta["val"].shape] for node in placeholders]
+    shapes = [[size_of(size) for size in node.meta["val"].shape] for node in placeholders]
     return [{axis for axis, size in enumerate(shape) if _depends(size, together)} for shape in shapes]
 
 
@@ -124,6 +158,7 @@ def _limits(placeholders: Sequence[fx.Node]) -> dict[sympy.Basic, tuple[int, int
     return found
 
 
-def _size(size: int | torch.SymInt) -> int | sympy.Expr:
+def size_of(size: int | torch.SymInt) -> int | sympy.Expr:
+    """Return a size in a program as a number where it has one alone, else as an expression of open sizes."""
     expression = sympy.Integer(size) if isinstance(size, int) else size.node.expr
     return int(expression) if expression.is_Integer else expression

@@ -20,6 +20,7 @@ from fxcompress.graph.tracing.hooks import refuse_lost_hooks
 from fxcompress.graph.tracing.inplace import INPLACE_OPERATORS
 from fxcompress.graph.tracing.norms import is_plain, plain_norm
 from fxcompress.graph.tracing.tracer import Tracer
+from fxcompress.graph.tracing.train_mode import InMode, follow_train_mode, plain_state
 
 
 def trace(model: nn.Module, fixed: Mapping[str, Any], *, keeps_hooks: bool = False) -> Traced:
@@ -42,21 +43,31 @@ def trace(model: nn.Module, fixed: Mapping[str, Any], *, keeps_hooks: bool = Fal
 
 
 def _trace(model: nn.Module, fixed: Mapping[str, Any], norms: Sequence[str], keeps_hooks: bool) -> Traced:
-    observed = _without_hooks(model) if keeps_hooks else shell(model)
-    try:
-        with observed_mode(observed) as asked:
-            asked_in = {path: Mode({}) for path in norms}
+    asked_in = {path: Mode({}) for path in norms}
+
+    def traced_in(branch: bool) -> InMode:
+        """Trace with branches on the mode taken as in eval or train mode, except those in norms."""
+        observed = _without_hooks(model) if keeps_hooks else shell(model)
+        with observed_mode(observed, branch) as asked:
             for path, mode in asked_in.items():
                 observed.get_submodule(path).training = mode  # type: ignore[assignment]
+            before = plain_state(observed)
             traced = _run(observed, fixed, asked, norms)
+            if branch and plain_state(observed) != before:
+                raise CaptureError("train mode changes what the next call computes")
+        return InMode(observed, traced)
+
+    try:
+        in_eval = traced_in(False)
+        follow_train_mode(in_eval, lambda: traced_in(True))
+        observed, traced = in_eval
     except CaptureError as error:
         if not takes_only_bool(error.__cause__):
             raise
         observed = _without_hooks(model) if keeps_hooks else shell(model)
-        asked = dict([user_line(error.__cause__)])
         asked_in = {}
         with eval_mode(observed):
-            traced = _run(observed, fixed, asked, [])
+            traced = _run(observed, fixed, dict([user_line(error.__cause__)]), [])
     for path, mode in asked_in.items():
         if mode.asked:
             _call_plain_norm(traced, model, path, mode)

@@ -79,6 +79,19 @@ def test_a_path_that_depends_on_a_size():
         gm(torch.randn(3, 4))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_length_that_is_told_from_one_leaves_the_batch_open(batch):
+    def forward(self, x):
+        return self.a(x) * (2 if x.shape[1] > 1 else 3)
+
+    model = model_of(forward, a=nn.Linear(4, 4))
+    gm = capture(model, torch.ones(batch, 5, 4), way="export")
+    x = torch.randn(3, 7, 4)
+    assert torch.equal(gm(x), model(x))
+    with pytest.raises(CaptureError, match="axis 1 of x has 1 entries where the captured graph takes 2 or more"):
+        gm(torch.ones(2, 1, 4))
+
+
 def test_sizes_of_images_and_features_stay():
     gm = exported(lambda self, x: self.fc(x), torch.randn(2, 3, 8, 4))
     with pytest.raises(CaptureError, match=r"^axis 2 of x has 9 entries .* takes 8; capture"):
