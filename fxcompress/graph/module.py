@@ -2,12 +2,12 @@
 
 import copy
 from keyword import iskeyword
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.traced import Traced, place
+from fxcompress.graph.traced import Traced, join, place
 
 
 class CapturedModule(fx.GraphModule):
@@ -21,26 +21,68 @@ class CapturedModule(fx.GraphModule):
             getattr(new, kind).clear()
             getattr(new, kind).update(held)
         new.__dict__.update({name: value for name, value in vars(self).items() if name.startswith("_fxcompress_")})
+        new.__dict__.update({name: copy.deepcopy(vars(self)[name], memo) for name in _HOOKS})
         new._non_persistent_buffers_set = copy.copy(self._non_persistent_buffers_set)
         return new
 
 
+# What GraphModule forgets when it is copied.
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_state_dict_pre_hooks"),
+)
+_STATE_HOOKS = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+class Holder(nn.Module):
+    """What is left of a module whose forward became part of a graph: its parameters, buffers and children.
+
+    `path` is its name in the graph and `kind` the class that it was of.
+    """
+
+    def __init__(self, path: str, kind: str) -> None:
+        super().__init__()
+        self._holds = f"{path!r} ({kind})"
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise CaptureError, as the code is gone."""
+        raise CaptureError(
+            f"{self._holds} cannot be called: this graph computes what it did and left it nothing but its state; "
+            f"call the whole graph or the original model, or {_KEEPS_CODE}"
+        )
+
+    def _refuse_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise CaptureError(
+            f"a hook on {self._holds} would never run: this graph computes what it did and does not call it; hook "
+            f"the graph itself or a module that it calls, such as a batch norm, or {_KEEPS_CODE}"
+        )
+
+    register_forward_hook = register_forward_pre_hook = _refuse_hook
+    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _refuse_hook
+
+
+_KEEPS_CODE = 'capture the model with way="islands" (in a policy: capture: islands)'
 _RESERVED = (fx.GraphModule(nn.Module(), fx.Graph()), nn.Module())  # to be asked for their attributes
 
 
 def module_around(traced: Traced, model: nn.Module, name: str) -> CapturedModule:
     """Return the module of a graph that was traced from `model`, of the class name `name`.
 
-    Modules that the graph calls are taken as they are; all others become plain modules with the same parameters,
-    buffers and children, used or not. Shared modules stay shared.
-    Raises CaptureError for a name that a GraphModule cannot have.
+    Modules that the graph calls are taken as they are; all others become holders of the same parameters, buffers
+    and children, used or not. Shared modules stay shared.
+    Raises CaptureError for a name that a GraphModule cannot have, and for hooks of a state dict that need the code
+    of a module.
     """
     _refuse_reserved_names(model, name)
     refuse_keywords(traced, name)
     gm = CapturedModule(nn.Module(), fx.Graph(), name)
     targets = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
     called = {model.get_submodule(target) for target in targets - traced.made.keys()}
-    _copy_state(model, gm, {module: module for module in called} | {model: gm})
+    _copy_state(model, gm, "", {module: module for module in called} | {model: gm})
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             _register_constant(model, gm, str(node.target))
@@ -69,17 +111,33 @@ def refuse_keywords(traced: Traced, name: str) -> None:
             )
 
 
-def _copy_state(source: nn.Module, target: nn.Module, known: dict[nn.Module, nn.Module]) -> None:
+def _copy_state(source: nn.Module, target: nn.Module, path: str, known: dict[nn.Module, nn.Module]) -> None:
     target.training = source.training
+    _copy_state_hooks(source, target, path)
     for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
     for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
     for name, child in source._modules.items():
         if child is not None and child not in known:
-            known[child] = nn.Module()
-            _copy_state(child, known[child], known)
+            inner = join(path, name)
+            known[child] = Holder(inner, type(child).__name__)
+            _copy_state(child, known[child], inner, known)
         target.add_module(name, None if child is None else known[child])
+
+
+def _copy_state_hooks(source: nn.Module, target: nn.Module, path: str) -> None:
+    """Keep the hooks by which torch reads older state dicts, which do without the module; refuse all others."""
+    for kind in _STATE_HOOKS:
+        for key, hook in getattr(source, kind).items():
+            function = getattr(hook, "hook", hook)  # torch wraps those that are loaded by
+            if getattr(hook, "with_module", False) or not str(function.__module__).startswith("torch."):
+                name = getattr(function, "__qualname__", type(function).__qualname__)
+                raise CaptureError(
+                    f"{path or 'the model'} has a hook on its state dict, {name}, which a graph cannot keep; remove "
+                    f"it before with the handle that registered it, or {_KEEPS_CODE}"
+                )
+            getattr(target, kind)[key] = hook
 
 
 def _register_constant(source: nn.Module, target: nn.Module, name: str) -> None:

@@ -1,24 +1,11 @@
 """The normal form: one spelling for each operator, each node a value of its own, nothing frozen in eval mode."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcompress.graph.mode import FollowsMode, Mode
+from fxcompress.graph.mode import DROPOUT, FollowsMode, Mode
 from fxcompress.graph.operators.calls import normalize_call
 from fxcompress.graph.traced import Traced
 from fxcompress.graph.tracing.inplace import remove_inplace
-
-_DROPOUT: Mapping[Any, Callable[[Any], nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
 
 
 def normalize(traced: Traced, model: nn.Module) -> None:
@@ -43,9 +30,9 @@ def normalize(traced: Traced, model: nn.Module) -> None:
 def _call_as_module(traced: Traced, node: fx.Node, model: nn.Module) -> None:
     """Turn a function with `training=self.training`, which tracing freezes in eval mode, into a module."""
     module: nn.Module
-    if node.target in _DROPOUT:
+    if node.target in DROPOUT:
         given = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | node.kwargs
-        module, node.args, node.kwargs = _DROPOUT[node.target](given.get("p", 0.5)), (given["input"],), {}
+        module, node.args, node.kwargs = DROPOUT[node.target](given.get("p", 0.5)), (given["input"],), {}
     else:
         positions = [index for index, value in enumerate(node.args) if isinstance(value, Mode)]
         keywords = [keyword for keyword, value in node.kwargs.items() if isinstance(value, Mode)]

@@ -17,6 +17,7 @@ _METHODS = (
     "get_device",
 )
 _PLAIN_PYTHON = ("builtins", "math", "_operator")
+_OF_SIZES = (torch.sym_float, torch.sym_int, torch.sym_max, torch.sym_min, torch.sym_not, torch.sym_sqrt)
 
 
 def scalars(graph: fx.Graph) -> set[fx.Node]:
@@ -37,4 +38,5 @@ def _reads_a_property(node: fx.Node) -> bool:
 
 
 def _is_plain_python(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__module__", None) in _PLAIN_PYTHON
+    is_plain = getattr(node.target, "__module__", None) in _PLAIN_PYTHON or node.target in _OF_SIZES
+    return node.op == "call_function" and is_plain

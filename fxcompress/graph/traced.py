@@ -1,5 +1,7 @@
 """What a way of tracing gives: the operators of a model, and from which of its modules each one comes."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +45,17 @@ def place(traced: Traced, path: str, graph: fx.Graph, owner: nn.Module, taken: d
     """Append the traced graph of the module `path` of `owner` to a graph, with all names seen from `owner`.
 
     A node has the name of the module whose result it is, or else the path of the module that computes it and the
-    operator's name, so that names do not depend on the way in which the model was traced. `taken` counts how often
-    each name is in the graph already.
+    operator's name, so that names do not depend on the way in which the model was traced. A module that is in several
+    places of the model has the path of the first. `taken` counts how often each name is in the graph already.
     """
+    first = _first_paths(owner)
     new: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
         made = traced.made.get(str(node.target)) if node.op == "call_module" else None
-        target = join(path, str(node.target)) if node.op in ("get_attr", "call_module") else node.target
-        name = "_".join(_parts(traced, node, path))
+        target = node.target
+        if made is None and node.op in ("get_attr", "call_module"):
+            target = _qualified(join(path, str(target)), first)
+        name = "_".join(_parts(traced, node, path, first))
         name = _free(name if name != "self" else "self_", taken)  # `self` is the graph's own
         if made is not None:
             target = name = _free_attribute(owner, name)
@@ -64,12 +69,23 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def _parts(traced: Traced, node: fx.Node, path: str) -> list[str]:
+def _first_paths(model: nn.Module) -> dict[str, str]:
+    first: dict[nn.Module, str] = {}
+    return {path: first.setdefault(module, path) for path, module in model.named_modules(remove_duplicate=False)}
+
+
+def _qualified(name: str, first: Mapping[str, str]) -> str:
+    """Return the name of a module, parameter or buffer under the first path of its module."""
+    path, _, leaf = name.rpartition(".")
+    return first.get(name) or join(first.get(path, path), leaf)
+
+
+def _parts(traced: Traced, node: fx.Node, path: str, first: Mapping[str, str]) -> list[str]:
     if node.op in ("get_attr", "call_module") and str(node.target) not in traced.made:
-        return join(path, str(node.target)).split(".")
+        return _qualified(join(path, str(node.target)), first).split(".")
     if node in traced.names and join(path, traced.names[node]):
-        return join(path, traced.names[node]).split(".")
-    scope = join(path, traced.scopes.get(node, ""))
+        return _qualified(join(path, traced.names[node]), first).split(".")
+    scope = _qualified(join(path, traced.scopes.get(node, "")), first)
     return [*(scope.split(".") if scope else ()), _short_name(traced, node)]
 
 
@@ -77,6 +93,8 @@ def _short_name(traced: Traced, node: fx.Node) -> str:
     row, target = operator_of(node), node.target
     if row is not None:
         return row.kind
+    if node.op == "call_method" and re.fullmatch(r"\w*[^_]_", str(target)):  # changes a buffer, in place
+        return str(target)
     if callable(target):
         target = getattr(target, "_overloadpacket", target).__name__
     if node.op == "call_module":

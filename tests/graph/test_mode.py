@@ -140,6 +140,22 @@ def test_the_gradient_ends_where_the_model_ends_it(same, reads):
     assert gm.head.weight.grad is not None
 
 
+def test_a_view_keeps_its_gradient_though_it_is_first_read_where_there_is_none(same):
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(2, 2)
+
+        def forward(self, x):
+            turned = self.body(x).mT
+            with torch.no_grad():
+                doubled = turned * 2
+            return torch.cat([turned, doubled])
+
+    gm = same(Probe(), torch.randn(2, 2))
+    assert gm.body.weight.grad is not None
+
+
 def test_capture_under_no_grad_changes_nothing(same):
     with torch.no_grad():
         gm = capture(nn.Sequential(nn.Linear(2, 2)))

@@ -22,10 +22,21 @@ def is_write(node: fx.Node) -> bool:
 
 
 def without_write(node: fx.Node) -> Any:
-    """Return the operator that computes in a new tensor what an operator writes."""
+    """Return the operator that computes in a new tensor what an operator writes.
+
+    Raises CaptureError where torch has none.
+    """
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
     name = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
-    return getattr(getattr(aten, name), node.target._overloadname)  # type: ignore[union-attr]
+    arguments = len(node.target._schema.arguments)  # type: ignore[union-attr]
+    for overload in (node.target._overloadname, "default"):  # type: ignore[union-attr]
+        found = getattr(getattr(aten, name, None), overload, None)
+        if found is not None and len(found._schema.arguments) == arguments:
+            return found
+    place, line = line_of(node)
+    where = f" at {place} ({line})" if place else ""
+    message = f"forward calls {operator_name(node)}{where}, which torch has in place alone; compute it out of place"
+    raise CaptureError(message, place=place, line=line)
 
 
 class Memory:

@@ -1,19 +1,18 @@
 """Placement: the devices and dtypes in an exported program that are the model's own, and so have to follow it."""
 
 import copy
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph.exporting.calls import operators
-from fxcompress.graph.exporting.follow import Constants, followed_mode
-from fxcompress.graph.exporting.nesting import filled
-from fxcompress.graph.exporting.program import Program
+from fxcompress.graph.exporting.program import Program, fixed_program
 from fxcompress.graph.exporting.signature import Inputs
 from fxcompress.graph.traced import Traced
 
@@ -25,9 +24,12 @@ class Placement(Enum):
     DTYPE = "dtype"
     MIN = "min"
     MAX = "max"
+    EPS = "eps"
+    TINY = "tiny"
 
 
 PLACEMENT = "_placement"  # the buffer by whose device and dtype a graph follows the model
+_LIMITS = (Placement.MIN, Placement.MAX, Placement.EPS, Placement.TINY)
 
 Arguments = dict[fx.Node, Any]  # positional and keyword arguments, with a Placement where one follows
 
@@ -36,26 +38,17 @@ def followed_placements(program: Program, model: nn.Module, inputs: Inputs) -> A
     """Return the arguments of those operators in which the device or dtype of `model` is written down.
 
     Where there are any, `model` gets an empty buffer that tells its device and dtype. A program has `x.dtype` and
-    `torch.float32` alike. So the model is run once more in another dtype, without values: what changes follows it.
+    `torch.float32` alike. So the model is exported once more in another dtype, without values: what changes follows
+    it. A line of the code that does something else in the other dtype keeps its own.
     """
     tensors = (*model.parameters(), *model.buffers(), *inputs.tensors)
     own = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if own is None:
         return {}
-    lines: dict[str, list[fx.Node]] = {}
-    found: Arguments = {}
-    for node in operators(program.exported.graph_module):
-        kinds = {_kind(leaf, own) for leaf in _leaves(node)} - {None}
-        if kinds - {Placement.DEVICE}:
-            lines.setdefault(program.following.place_of(node), []).append(node)
-        elif kinds:
-            found[node] = _marked(node, own, {Placement.DEVICE})
-    changed = _changed(program.following.constants, model, inputs, own) if lines else {}
-    for place, nodes in lines.items():
-        calls = changed.get(place, [])
-        for index, node in enumerate(nodes):
-            follow = calls[index] if len(calls) == len(nodes) else set()
-            found[node] = _marked(node, own, {Placement.DEVICE} | follow)
+    nodes = [node for node in operators(program.exported.graph_module) if any(_kinds(node, own))]
+    follows_dtype = any(set(_kinds(node, own)) - {None, Placement.DEVICE} for node in nodes)
+    moved = _leaves_in_another_dtype(program, model, inputs, own) if follows_dtype else {}
+    found = {node: _marked(node, own, moved.get(node, _leaves(node))) for node in nodes}
     if found:
         model.register_buffer(PLACEMENT, torch.empty(0, dtype=own.dtype, device=own.device), persistent=False)
     return found
@@ -67,7 +60,7 @@ def placement_node(
     """Return the node of the model's device, its dtype or a limit of that; `known` are those that are there."""
     if kind not in known:
         graph, source = traced.graph, attribute(PLACEMENT)
-        if kind in (Placement.MIN, Placement.MAX):
+        if kind in _LIMITS:
             dtype = placement_node(traced, attribute, Placement.DTYPE, known)
             source = graph.call_function(torch.finfo, (dtype,))
             traced.plain.add(source)
@@ -80,47 +73,70 @@ def _leaves(node: fx.Node) -> list[Any]:
     return pytree.tree_leaves((node.args, node.kwargs))
 
 
+def _kinds(node: fx.Node, own: Tensor) -> list[Placement | None]:
+    return [_kind(leaf, own) for leaf in _leaves(node)]
+
+
 def _kind(leaf: Any, own: Tensor) -> Placement | None:
     """Return what an argument may stand for."""
     if isinstance(leaf, torch.device):
         return Placement.DEVICE if leaf == own.device else None
     if isinstance(leaf, torch.dtype):
         return Placement.DTYPE if leaf == own.dtype else None
-    if not isinstance(leaf, float):
-        return None
     limits = torch.finfo(own.dtype)
-    return Placement.MIN if leaf == limits.min else Placement.MAX if leaf == limits.max else None
+    is_limit = (kind for kind in _LIMITS if isinstance(leaf, float) and leaf == getattr(limits, kind.value))
+    return next(is_limit, None)
 
 
-def _marked(node: fx.Node, own: Tensor, kinds: Set[Any]) -> Any:
-    def mark(leaf: Any) -> Any:
-        kind = _kind(leaf, own)
-        return leaf if kind is None or kind not in kinds else kind
+def _marked(node: fx.Node, own: Tensor, moved: list[Any]) -> Any:
+    """Return the arguments of a node with Placements, given its leaves in another dtype: a device always follows."""
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    kinds = _kinds(node, own)
+    marked = [
+        kind if kind is Placement.DEVICE or (kind is not None and leaf != other) else leaf
+        for leaf, other, kind in zip(leaves, moved, kinds, strict=True)
+    ]
+    return pytree.tree_unflatten(marked, structure)
 
-    return pytree.tree_map(mark, (node.args, node.kwargs))
+
+def _leaves_in_another_dtype(program: Program, model: nn.Module, inputs: Inputs, own: Tensor) -> Arguments:
+    """Return the arguments, one after the other, that operators have when the model is of another dtype.
+
+    Some models run in one of the other dtypes only. Operators of lines that do something else then are left out.
+    """
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        if dtype is own.dtype:
+            continue
+        try:
+            with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+                tensors = [_empty(tensor, dtype) for tensor in inputs.tensors]
+                moved = fixed_program(_moved(model, dtype), Inputs(tensors, call=inputs.call))
+        except Exception:  # the model's code needs values, or works on one device only
+            continue
+        limits = {getattr(torch.finfo(one), kind.value) for one in (own.dtype, dtype) for kind in _LIMITS}
+        both = [_by_line(one, limits) for one in (program, moved)]
+        return dict(_paired(*both))
+    return {}
 
 
-def _changed(
-    constants: Constants, model: nn.Module, inputs: Inputs, own: Tensor
-) -> dict[str, list[set[Placement | None]]]:
-    """Return, for the calls on each line that are given the model's dtype, what of it changes with the model."""
-    dtype = torch.float16 if own.dtype is torch.bfloat16 else torch.bfloat16
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            moved = _moved(model, dtype)
-            call = filled(inputs.call, [_empty(tensor, dtype) for tensor in inputs.tensors])
-            with followed_mode(moved) as following:
-                moved(*call.args, **call.kwargs)
-    except Exception:  # the model's code needs values, or works on one device only
-        return {}
-    found: dict[str, list[set[Any]]] = {}
-    for place, calls in constants.items():
-        others = following.constants.get(place, [])
-        if [len(one) for one in calls] == [len(one) for one in others]:
-            pairs = [list(zip(*both, strict=True)) for both in zip(calls, others, strict=True)]
-            given = [pair for pair in pairs if any(_kind(leaf, own) for leaf, _ in pair)]
-            found[place] = [{_kind(leaf, own) for leaf, other in pair if leaf != other} for pair in given]
-    return found
+def _by_line(program: Program, limits: set[float]) -> dict[str, list[fx.Node]]:
+    """Return the operators that have dtypes or their limits among their arguments, by the line of their code."""
+    lines: dict[str, list[fx.Node]] = {}
+    for node in operators(program.exported.graph_module):
+        if any(
+            isinstance(leaf, torch.dtype) or (isinstance(leaf, float) and leaf in limits) for leaf in _leaves(node)
+        ):
+            lines.setdefault(program.following.place_of(node), []).append(node)
+    return lines
+
+
+def _paired(lines: dict[str, list[fx.Node]], moved: dict[str, list[fx.Node]]) -> Iterator[tuple[fx.Node, list[Any]]]:
+    for line, nodes in lines.items():
+        others = moved.get(line, [])
+        if [(node.target, len(_leaves(node))) for node in nodes] == [
+            (node.target, len(_leaves(node))) for node in others
+        ]:
+            yield from ((node, _leaves(other)) for node, other in zip(nodes, others, strict=True))
 
 
 def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -19,6 +19,7 @@ _NEUTRAL = {
     "return_indices": False,
     **dict.fromkeys(("_stacklevel", "cudnn_enable", "cudnn_enabled"), ...),
 }
+_ALIASES = {"split_size_or_sections": "split_size", "tensor": "input"}  # what torch.split calls its arguments
 
 
 def operator_of(node: fx.Node) -> Operator | None:
@@ -78,7 +79,8 @@ def _given(
     row: Operator, order: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Return the arguments by name, None where a call lacks one or has one that the row cannot say."""
-    given = dict(zip(order, args, strict=False)) | dict(kwargs)
+    named = {name if name in row.arguments else _ALIASES.get(name, name): value for name, value in kwargs.items()}
+    given = dict(zip(order, args, strict=False)) | named
     unsaid = {name: value for name, value in given.items() if name not in row.arguments}
     said = {name: value for name, value in given.items() if name in row.arguments}
     complete = all(name in said for name, default in row.arguments.items() if default is ...)

@@ -10,9 +10,18 @@ from fxcompress.graph.inputs import expect
 from fxcompress.graph.module_kinds import TRANSPARENT, is_kept, is_opaque
 from fxcompress.graph.tracing.inplace import INPLACE_OPERATORS
 
+_VIEWS = {"T", "mT", "H", "mH", "real", "imag", "data"}
+
 
 class _Proxy(fx.Proxy):
     """A proxy that records in-place operators as such; fx itself would forget that the tensor has other readers."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Record what is a tensor where the code has it; fx itself waits until it is used, which may be elsewhere."""
+        attribute = super().__getattr__(name)
+        if name in _VIEWS:
+            attribute.node  # noqa: B018
+        return attribute
 
 
 def _inplace(target: Any) -> Any:

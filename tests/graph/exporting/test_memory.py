@@ -24,6 +24,7 @@ def test_memory_that_is_written_into():
         best /= best.sum() + 9
         index = torch.arange(3)
         index += 1
+        index //= torch.tensor(2)
         return y, column, rows, index, best
 
     gm = exported(model_of(forward, fc=nn.Linear(4, 3)), X)
@@ -64,3 +65,12 @@ def test_buffers_that_forward_changes():
     parts = {"steps": torch.zeros(()), "table": torch.zeros(2, 4), "count": torch.ones(())}
     gm = exported(model_of(forward, fc=nn.Linear(4, 4), **parts), X)
     assert (gm.steps, gm.count) == (2, 5)
+
+
+def test_what_torch_computes_in_place_alone_is_refused():
+    def forward(self, x):
+        return self.fc(x) + torch.empty(4).normal_()
+
+    message = r"^forward calls normal_ at .*test_memory.py:\d+ \(return self.fc.*\), which torch has in place alone"
+    with pytest.raises(CaptureError, match=message):
+        capture(model_of(forward, fc=nn.Linear(4, 4)), X, way="export")
