@@ -36,7 +36,7 @@ check: test lint types ## everything that has to pass before a change goes in
 
 fuzz: N ?= 5000
 fuzz: .venv/.installed ## run the tests of generated models on N=5000 random ones
-	FUZZ=$(N) $(BIN)/python -m pytest tests/generated/fuzz_*.py
+	FUZZ=$(N) $(BIN)/python -m pytest tests/generated
 
 build/zoo/.installed: benchmarks/zoo/requirements.txt .venv/.installed
 	$(BIN)/pip install --no-deps --upgrade --target build/zoo -r benchmarks/zoo/requirements.txt
@@ -50,8 +50,8 @@ zoo: build/zoo/.installed ## capture the whole zoo of models (hours); writes doc
 zoo-sample: build/zoo/.installed ## capture 20 models of the zoo and compare with what each must give
 	$(BIN)/python -m benchmarks.zoo.run --sample
 
-bench-capture: build/zoo/.installed ## measure what capture costs
-	$(BIN)/python benchmarks/capture_cost.py
+bench-capture: build/zoo/.installed ## measure what capture costs; draws docs/capture-cost.svg
+	$(BIN)/python benchmarks/capture_cost.py --plot docs/capture-cost.svg
 
 bench-resnet20: .venv/.installed ## measure ResNet-20 on CIFAR-10
 	$(BIN)/python benchmarks/resnet20_cifar10.py --data $(DATA)

@@ -64,10 +64,8 @@ def chains() -> dict[str, list[float]]:
     rows: dict[str, list[float]] = {"capture": [], "channel groups": [], "verify": []}
     print("| nodes | forward | capture | channel groups | verify | all three |\n|---:|---:|---:|---:|---:|---:|")
     for nodes in NODES:
-        model, x = (
-            nn.Sequential(*(Block() for _ in range(nodes // _NODES_OF_A_BLOCK))).eval(),
-            torch.randn(1, 4, 6, 6),
-        )
+        model = nn.Sequential(*(Block() for _ in range(nodes // _NODES_OF_A_BLOCK))).eval()
+        x = torch.randn(1, 4, 6, 6)
         found: list[fx.GraphModule] = []
         with torch.no_grad():
             forward = seconds(lambda: model(x), 3)  # noqa: B023

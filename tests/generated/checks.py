@@ -41,3 +41,8 @@ def behaviour(model: nn.Module, inputs: Any, training: bool) -> dict[str, Any]:
 def assert_same(found: Any, expected: Any) -> None:
     """Check that two structures hold the same tensors bit for bit, NaN being equal to NaN."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def double(x: Tensor) -> Tensor:
+    """Return floating-point values in double precision, in which rounding is no excuse."""
+    return x.double() if x.is_floating_point() else x

@@ -3,16 +3,17 @@
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxcompress
+from fxcompress.errors import PassError
 from fxcompress.graph import Layer, capture, layers, verify
 from fxcompress.graph.edit import chain_under, module_of
 from fxcompress.nn import Mask, Quantizer
-from tests.generated.checks import assert_same, behaviour, examples
+from tests.generated.checks import assert_same, behaviour, double, examples
 from tests.generated.compression import policies
 from tests.generated.program import Program
 from tests.generated.strategy import programs
@@ -31,9 +32,13 @@ def said(policy: dict[str, Any], kind: str, field: str, layer: Layer) -> Any:
 
 
 def compress(program: Program, policy: dict[str, Any]) -> fx.GraphModule:
-    return fxcompress.transform(
-        program.model(), policy, example_inputs=program.batch(2), data=[program.batch(4, seed) for seed in (1, 2)]
-    )
+    """Compress a generated model; one whose batch norm normalizes tokens is refused, and no example then."""
+    batches = [program.batch(4, seed) for seed in (1, 2)]
+    try:
+        return fxcompress.transform(program.model(), policy, example_inputs=program.batch(2), data=batches)
+    except PassError as error:
+        assume("are not the features" not in str(error))
+        raise
 
 
 def shapes(outputs: Any) -> Any:
@@ -48,7 +53,7 @@ def tensors(outputs: Any) -> list[Tensor]:
 @given(programs(), st.data())
 def test_a_policy_applies(program: Program, data: st.DataObject):
     model = program.model()
-    before = layers(capture(model))
+    before = layers(capture(model, program.batch(2)))
     policy = data.draw(policies(before), label="policy")
     small = compress(program, policy)
     verify(small)
@@ -76,16 +81,15 @@ def test_a_policy_applies(program: Program, data: st.DataObject):
 @given(programs())
 def test_folding_keeps_what_is_computed(program: Program):
     model = program.model().double().eval()
-    example, inputs = (pytree.tree_map(_double, program.batch(size)) for size in (2, 3))
-    small = fxcompress.transform(
-        model, {"version": 1, "steps": [{"kind": "fold_batch_norm"}]}, example_inputs=example
-    )
+    example, inputs = (pytree.tree_map(double, program.batch(size)) for size in (2, 3))
+    policy = {"version": 1, "steps": [{"kind": "fold_batch_norm"}]}
+    try:
+        small = fxcompress.transform(model, policy, example_inputs=example)
+    except PassError as error:
+        assert "are not the features" in str(error)  # noqa: PT017 (a norm of tokens, which cannot be folded)
+        return
     found, expected = (behaviour(one, inputs, training=False)["outputs"] for one in (small, model))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
 
 
 @examples
