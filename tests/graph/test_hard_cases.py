@@ -162,6 +162,12 @@ def test_recurrent_layers_have_their_weights_on_edges(kind, way):
     assert torch.equal(gm(x), expected)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_is_made_contiguous_after_a_recurrent_layer(kind):
+    original = model_of(lambda self, x: self.r(x)[0].contiguous().view(len(x), -1), r=kind(4, 3, batch_first=True))
+    same(original, torch.randn(2, 5, 4), others=[torch.randn(3, 6, 4)], way="export")
+
+
 def test_control_flow_on_values():
     def forward(self, x):
         y = self.a(x)

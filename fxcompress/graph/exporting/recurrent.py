@@ -21,7 +21,12 @@ def _shapes(
     """Return tensors of the shapes that a recurrent layer computes: its outputs, and its state after the last."""
     states = [state] if isinstance(state, Tensor) else state
     features = states[0].shape[-1] * (2 if bidirectional else 1)
-    return x.new_empty((*x.shape[:-1], features)), *(torch.empty_like(one) for one in states)
+    first, second = x.shape[:2]
+    if batch_first:  # torch computes it the other way round, and the model's code may ask for contiguous memory
+        outputs = x.new_empty((second, first, features)).transpose(0, 1)
+    else:
+        outputs = x.new_empty((first, second, features))
+    return outputs, *(torch.empty_like(one) for one in states)
 
 
 def _defined(kind: str, state: str, results: str) -> Any:
