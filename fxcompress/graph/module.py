@@ -1,5 +1,6 @@
 """The module around a captured graph: the state of the model under its original names, without the model's code."""
 
+import contextlib
 import copy
 from keyword import iskeyword
 from typing import Any, NoReturn
@@ -7,11 +8,20 @@ from typing import Any, NoReturn
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import CaptureError
+from fxcompress.graph.shell import shell
 from fxcompress.graph.traced import Traced, join, place
 
 
 class CapturedModule(fx.GraphModule):
     """A GraphModule in normal form, whose copies keep the order, ties and persistence of its state."""
+
+    def train(self, mode: bool = True) -> "CapturedModule":
+        """Set the mode; parts that the model's own `train` keeps in eval mode, such as frozen batch norms, stay there."""
+        super().train(mode)
+        for path in vars(self).get(_IN_EVAL, ()) if mode else ():
+            with contextlib.suppress(AttributeError):  # a pass has taken it out
+                self.get_submodule(path).eval()
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
         new = super().__deepcopy__(memo)
@@ -25,6 +35,8 @@ class CapturedModule(fx.GraphModule):
         new._non_persistent_buffers_set = copy.copy(self._non_persistent_buffers_set)
         return new
 
+
+_IN_EVAL = "_fxcompress_in_eval"
 
 # What GraphModule forgets when it is copied.
 _HOOKS = (
@@ -89,6 +101,7 @@ def module_around(traced: Traced, model: nn.Module, name: str) -> CapturedModule
     graph = fx.Graph()
     place(traced, "", graph, gm, {})
     gm.graph = graph
+    gm.__dict__[_IN_EVAL] = [path for path, part in shell(model).train().named_modules() if path and not part.training]
     return gm
 
 

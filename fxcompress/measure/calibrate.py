@@ -76,6 +76,11 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
     weight = constant_value(gm, found.node.args[0])
     if weight.is_meta:  # a model without values is planned, not run
         return
+    if not weight.is_floating_point():
+        raise NotReadyError(
+            f"the weight of {found.consumer!r} is {weight.dtype}, not floating point; leave {found.consumer!r} out of "
+            "the rules"
+        )
     _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
     axis = found.quantizers[0].axis
     rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)

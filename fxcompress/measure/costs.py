@@ -8,6 +8,8 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import NotReadyError
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import constant_value, get_tensor, is_constant, module_of
+from fxcompress.graph.regions import Islands
+from fxcompress.graph.ties import memory
 from fxcompress.measure.decisions import choice_of
 from fxcompress.measure.latency import Row, Table, flat, look_up
 from fxcompress.measure.options import LayerOption, Picks
@@ -93,7 +95,10 @@ COSTS: Mapping[str, CostModel] = {"size": size, "bops": bops, "latency": latency
 
 
 def rest_size(gm: fx.GraphModule) -> int:
-    """Return the bytes in the exported file of what is neither a layer's nor open: norms, parameters, scales."""
+    """Return the bytes in the exported file of what is neither a layer's nor open: norms, parameters, scales.
+
+    By islands this is also what the model's own Python reads, and no graph.
+    """
     total = 0
     edges = [edge for layer in layers(gm) for edge in layer.weight_edges() + layer.bias_edges()]
     in_layers = _upstream([edge for edge in edges if is_constant(gm, edge)])
@@ -109,7 +114,18 @@ def rest_size(gm: fx.GraphModule) -> int:
             total += quantizer_bytes(module)
         elif isinstance(module, nn.Module) and not isinstance(module, Choice):
             total += _float_bytes(*module.parameters(), *module.buffers())
-    return total
+    return total + _float_bytes(*_outside(gm))
+
+
+def _outside(gm: fx.GraphModule) -> list[Tensor]:
+    """Return the parameters and buffers outside of the graph, for the model's own Python; a whole graph leaves none."""
+    if not isinstance(gm, Islands):
+        return []
+    called = [module_of(gm, node) for node in gm.graph.nodes]
+    held = [tensor for module in called if module is not None for tensor in (*module.parameters(), *module.buffers())]
+    read = [get_tensor(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")]
+    inside = {memory(tensor) for tensor in (*held, *read)}
+    return [tensor for tensor in (*gm.parameters(), *gm.buffers()) if memory(tensor) not in inside]
 
 
 def scales_size(gm: fx.GraphModule, picks: Picks) -> int:

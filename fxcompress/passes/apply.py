@@ -1,5 +1,6 @@
 """The one way into every pass, and how a pass finds the layers that its rules speak of."""
 
+import warnings
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ def apply(spec: Step, gm: fx.GraphModule) -> None:
 
 def select(spec: RuleStep, gm: fx.GraphModule) -> list[Matched[Any]]:
     """Return what the rules of a step say of each operator of the graph that they select."""
-    subjects = [Subject(layer.name, layer.kind, layer.operator.weight is not None) for layer in layers(gm)]
+    found = [(layer, layer.operator.weight is not None) for layer in layers(gm)]
+    subjects = [Subject(layer.name, layer.kind, has, has and layer.weight is None) for layer, has in found]
     return match(spec.rules, subjects, KINDS, spec.kind)
 
 
@@ -48,11 +50,29 @@ def selected_layers(spec: RuleStep, gm: fx.GraphModule) -> Sequence[Selected]:
     return found
 
 
-def refuse_computed_weight(selected: Selected) -> None:
-    """Raise PassError for a layer whose weight is computed and not a parameter, on which no edit can sit."""
+def has_computed_weight(selected: Selected) -> bool:
+    """Return whether a layer's weight is computed and not a parameter, so that no edit can sit on it.
+
+    Raises PassError where a rule selects the layer by its very name.
+    """
     layer = selected.layer
-    if layer.weight is None and layer.operator.weight is not None:
-        raise PassError(
-            f"{selected.at}: the weight of {layer.name!r} ({layer.kind}) is computed, not a parameter; where a "
-            "parametrization computes it, call torch.nn.utils.parametrize.remove_parametrizations before"
-        )
+    if layer.weight is not None or layer.operator.weight is None:
+        return False
+    if layer.name in selected.rule.select.names:
+        raise PassError(f"{selected.at}: the weight of {layer.name!r} ({layer.kind}) {_COMPUTED}")
+    return True
+
+
+def warn_of_computed(skipped: Sequence[Selected]) -> None:
+    """Warn of layers that stay as they are because their weights are computed."""
+    if skipped:
+        names = ", ".join(repr(one.layer.name) for one in skipped[:3])
+        names += f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        message = f"{skipped[0].at}: the weight of {names} stays as it is: it {_COMPUTED}"
+        warnings.warn(message, stacklevel=2)
+
+
+_COMPUTED = (
+    "is computed from a parameter, and is not one; give the layer a parameter of its own, or where a parametrization "
+    "computes it, call torch.nn.utils.parametrize.remove_parametrizations before"
+)

@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 from fxcompress.errors import PassError
 from fxcompress.graph.edit import MASK_CHOICE, constant_value, insert, inserted
 from fxcompress.nn import Choice, Mask
-from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
+from fxcompress.passes.apply import Selected, apply, has_computed_weight, selected_layers, warn_of_computed
 from fxcompress.passes.tensors import WeightTensor, refuse_second, weight_tensors
 from fxcompress.policies import Prune
 from fxcompress.policies.rules import is_open
@@ -17,12 +17,15 @@ def prune(spec: Prune, gm: fx.GraphModule) -> None:
     """Mask in each selected weight the share of elements with the smallest magnitude (Han et al. 2015).
 
     A mask sits before the quantizer of its weight whatever the order of the steps. Raises PassError when two rules
-    disagree on a shared weight.
+    disagree on a shared weight. Warns of layers whose weight is computed, which stay as they are.
     """
     tensors = weight_tensors(gm)
     done: dict[str, Selected] = {}
+    computed: list[Selected] = []
     for selected in selected_layers(spec, gm):
-        refuse_computed_weight(selected)
+        if has_computed_weight(selected):
+            computed.append(selected)
+            continue
         if selected.layer.weight is None:
             raise PassError(f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight to prune")
         for tensor in tensors[selected.layer.name]:
@@ -35,6 +38,7 @@ def prune(spec: Prune, gm: fx.GraphModule) -> None:
                     f"their rules disagree: {earlier.at} says sparsity {earlier.rule.sparsity}, {selected.at} says "
                     f"{selected.rule.sparsity}; state one for both"
                 )
+    warn_of_computed(computed)
     gm.recompile()
 
 

@@ -9,7 +9,7 @@ from fxcompress.errors import PassError, PolicyError
 from fxcompress.graph import Layer
 from fxcompress.graph.edit import QUANTIZER_CHOICE, insert, tensor_under
 from fxcompress.nn import Choice, Quantizer
-from fxcompress.passes.apply import Selected, apply, refuse_computed_weight, selected_layers
+from fxcompress.passes.apply import Selected, apply, has_computed_weight, selected_layers, warn_of_computed
 from fxcompress.passes.tensors import WeightTensor, end_of_chain, refuse_second, weight_tensors
 from fxcompress.policies import Quantize
 from fxcompress.policies.base import nearest
@@ -31,17 +31,19 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
     """Put a quantizer on each weight and input that the rules name; each is named after its tensor.
 
     Layers that share a tensor share its quantizer. Raises PassError when two rules disagree on one tensor, and
-    PolicyError for a rule without bits.
+    PolicyError for a rule without bits. Warns of layers whose weight is computed, which stays as it is.
     """
     tensors = weight_tensors(gm)
     placements: dict[str, _Placement] = {}
+    computed: list[Selected] = []
     for selected in selected_layers(spec, gm):
         if selected.layer.operator.weight is None and selected.rule.input is None:
             raise PassError(
                 f"{selected.at}: {selected.layer.name!r} ({selected.layer.kind}) has no weight; state its input"
             )
         if selected.rule.weight is not None and selected.rule.weight.stated() != {"bits": "float"}:
-            refuse_computed_weight(selected)
+            if has_computed_weight(selected):
+                computed.append(selected)
             for tensor in tensors.get(selected.layer.name, ()):
                 _place_weight(selected, tensor, gm, placements)
         if selected.rule.input is not None:
@@ -51,6 +53,7 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
         raise PolicyError(f"{where}: ranges: no rule quantizes a tensor named {name!r}{nearest(name, placements)}")
     for name, placement in placements.items():
         _insert(gm, name, placement, spec.ranges.get(name))
+    warn_of_computed(computed)
     gm.recompile()
 
 

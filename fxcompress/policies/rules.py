@@ -12,11 +12,15 @@ from fxcompress.policies.base import Strict, nearest, problem
 
 
 class Subject(NamedTuple):
-    """What a rule can select: an operator's qualified name, its kind, and whether it has a weight."""
+    """What a rule can select: an operator's qualified name, its kind, and whether it has a weight.
+
+    `computed` tells that the weight is no parameter, so that nothing can be done to it.
+    """
 
     name: str
     kind: str
     weighted: bool
+    computed: bool = False
 
 
 class Select(Strict):

@@ -37,7 +37,7 @@ class RuleStep(Step):
     """A step made of rules.
 
     `open_fields` are the paths in a rule where a list may stand; `weight_fields` speak of weights, and so say nothing
-    of an operator without one.
+    of an operator without one, or with one that is computed.
     """
 
     open_fields: ClassVar[tuple[str, ...]] = ()
@@ -55,7 +55,8 @@ class RuleStep(Step):
         """Return the step with one rule for each group of layers that are treated alike, every field decided."""
         said: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {}
         for subject, rule, _ in matched:
-            silent = ("select", *(() if subject.weighted else self.weight_fields))
+            has_weight = subject.weighted and not subject.computed
+            silent = ("select", *(() if has_weight else self.weight_fields))
             fields = {name: _stated(value) for name, value in rule.stated().items() if name not in silent}
             for path, value in decided.get(subject.name, {}).items():
                 head, _, leaf = path.partition(".")

@@ -109,6 +109,7 @@ class Prune(RuleStep):
     """Put masks on weights."""
 
     open_fields = ("sparsity",)
+    weight_fields = ("sparsity",)
     kind: Literal["prune"] = "prune"
     rules: Annotated[tuple[PruneRule, ...], Field(description="What is pruned and how far; the last match wins")]
 

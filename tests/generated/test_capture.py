@@ -28,7 +28,7 @@ def has_regions(model: nn.Module) -> bool:
 
 def is_all_read(program: Program) -> bool:
     """Return whether every value of a program is used; a graph leaves out what is not, the model's Python does not."""
-    return min(Counter(re.findall(r"\bv\d+\b", str(program))).values(), default=2) > 1
+    return min(Counter(re.findall(r"\bv\d+\b(?!\.\w+_\()", str(program))).values(), default=2) > 1
 
 
 @examples

@@ -164,7 +164,9 @@ def test_recurrent_layers_have_their_weights_on_edges(kind, way):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_what_is_made_contiguous_after_a_recurrent_layer(kind):
-    original = model_of(lambda self, x: self.r(x)[0].contiguous().view(len(x), -1), r=kind(4, 3, batch_first=True))
+    original = model_of(
+        lambda self, x: self.r(x)[0].contiguous().view(x.shape[0], -1), r=kind(4, 3, batch_first=True)
+    )
     same(original, torch.randn(2, 5, 4), others=[torch.randn(3, 6, 4)], way="export")
 
 

@@ -66,8 +66,11 @@ def test_a_range_of_no_tensor(do):
 
 
 def test_a_computed_weight_is_not_skipped_silently(do):
-    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-    said = r"quantize rule 1: the weight of '.*' \(linear\) is computed, not a parameter; .*remove_parametrizations"
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match=r"^quantize rule 1: the weight of '_0' stays as it is: it is computed from"):
+        gm = do(capture(net), quantize({"weight": {"bits": 8}, "input": {"bits": 8}}))
+    assert {"1.weight_quantizer", "input_1_quantizer"} <= {name for name, _ in gm.named_modules()}
+    said = r"quantize rule 1: the weight of '_0' \(linear\) is computed from a parameter, .*remove_parametrizations"
     with pytest.raises(PassError, match=said):
-        do(capture(net), quantize({"weight": {"bits": 8}, "input": {"bits": 8}}))
+        do(capture(net), quantize({"select": {"names": ["_0"]}, "weight": {"bits": 8}}))
     do(capture(net), quantize({"input": {"bits": 8}}))

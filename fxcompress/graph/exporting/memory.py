@@ -112,9 +112,10 @@ class Memory:
         """Write into the graph the tensor `source` with its view replaced by `value`."""
         graph = value.graph
         args: Any = fx.map_arg(view.args[1:], self.value)
-        if view.target is aten.slice.Tensor:
+        is_complex = view.meta["val"].is_complex()  # of which torch takes no gradient through these operators
+        if view.target is aten.slice.Tensor and not is_complex:
             return graph.call_function(aten.slice_scatter.default, (source, value, *args))
-        if view.target is aten.select.int:
+        if view.target is aten.select.int and not is_complex:
             return graph.call_function(aten.select_scatter.default, (source, value, *args))
         if view.target in (aten.transpose.int, aten.t.default):
             return graph.call_function(torch.transpose, (value, *(args or (0, 1))))

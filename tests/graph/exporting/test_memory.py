@@ -74,3 +74,19 @@ def test_what_torch_computes_in_place_alone_is_refused():
     message = r"^forward calls normal_ at .*test_memory.py:\d+ \(return self.fc.*\), which torch has in place alone"
     with pytest.raises(CaptureError, match=message):
         capture(model_of(forward, fc=nn.Linear(4, 4)), X, way="export")
+
+
+def test_a_complex_part_that_is_written_into():
+    def forward(self, x):
+        spectrum = torch.fft.rfft(self.fc(x))
+        low = torch.zeros_like(spectrum)
+        low[..., :2] = spectrum[..., :2]
+        return torch.fft.irfft(low, n=4)
+
+    model = model_of(forward, fc=nn.Linear(4, 4))
+    with pytest.raises(CaptureError, match="changes in place what slice returns at .*test_memory.py"):
+        capture(model, X, way="export")
+    gm = capture(model, X)
+    gm(X).sum().backward()
+    model(X).sum().backward()
+    assert torch.equal(gm.get_parameter("fc.weight").grad, model.fc.weight.grad)

@@ -1,5 +1,7 @@
 """Gradients of a model's own making: no way of capture loses them without a word."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -65,17 +67,25 @@ def test_reentrant_checkpoints(way):
     same(original, torch.randn(2, 4), way=way)
 
 
-@pytest.mark.parametrize("way", ["symbolic", "export"])
-def test_a_train_method_of_its_own_is_told(way):
-    class Frozen(nn.Sequential):
+@pytest.mark.parametrize("way", ["symbolic", "export", "islands"])
+def test_parts_that_a_train_method_keeps_in_eval_mode_stay_there(way):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
         def train(self, mode=True):
             super().train(mode)
-            self[1].eval()
+            self.norm.eval()
             return self
 
-    model = Frozen(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    with pytest.warns(UserWarning, match=r"asks for its mode at .*test_gradients\.py:\d+ \(def train\)"):
-        capture(model, torch.randn(2, 4), way=way)
+        def forward(self, x):
+            return self.b(self.norm(self.a(x)))
+
+    model, x = Frozen(), torch.randn(3, 4)
+    gm = copy.deepcopy(capture(model, x, way=way))
+    assert torch.equal(gm.train()(x), model.train()(x))
+    assert gm.get_submodule("norm").running_mean.tolist() == [0, 0, 0, 0]
 
 
 def test_an_extra_state_stays_with_the_model():
