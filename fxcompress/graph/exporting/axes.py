@@ -19,15 +19,23 @@ def batches(tensors: Sequence[Tensor]) -> Axes:
 def lengths(tensors: Sequence[Tensor]) -> Axes:
     """Return the axes that are batches or lengths.
 
-    Lengths are all axes but the first of integer and bool tensors, and the middle one of three; images, of four
-    axes and more, keep their size. torch.export takes a length of one for a constant.
+    Lengths are all axes but the first of integer and bool tensors, and the middle one of three; a last axis of the
+    same size may be one too, as in a mask of floating-point numbers. Images, of four axes and more, keep their size.
+    torch.export takes a length of one for a constant.
     """
     axes = batches(tensors)
-    for found, tensor in zip(axes, tensors, strict=True):
-        last = tensor.dim() - (1 if tensor.is_floating_point() or tensor.is_complex() else 0)
-        if tensor.dim() < 4:
-            found.update({axis: Dim.AUTO for axis in range(1, last) if tensor.shape[axis] > 1})
+    sequences = [(found, tensor) for found, tensor in zip(axes, tensors, strict=True) if tensor.dim() < 4]
+    for found, tensor in sequences:
+        found.update({axis: Dim.AUTO for axis in range(1, _features(tensor)) if tensor.shape[axis] > 1})
+    sizes = {tensor.shape[axis] for found, tensor in sequences for axis in found if axis}
+    for found, tensor in sequences:
+        found.update({axis: Dim.AUTO for axis in range(1, tensor.dim()) if tensor.shape[axis] in sizes})
     return axes
+
+
+def _features(tensor: Tensor) -> int:
+    """Return the axis that holds features, one behind the last where none does."""
+    return tensor.dim() - (1 if tensor.is_floating_point() or tensor.is_complex() else 0)
 
 
 def closed(axes: Axes, dependent: Sequence[set[int]]) -> Axes:

@@ -22,7 +22,7 @@ from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.mode import takes_only_bool
 from fxcompress.graph.module_kinds import is_kept
 from fxcompress.graph.shell import shell
-from fxcompress.graph.source import user_line
+from fxcompress.graph.source import failing_module, user_line
 from fxcompress.graph.tracing.hooks import refuse_lost_hooks
 from fxcompress.graph.tracing.train_mode import plain_state
 
@@ -76,7 +76,7 @@ class _Opened(nn.Module):
         except CaptureError:
             raise
         except Exception as error:
-            raise FailedError(_module_of(error, self.model)) from error
+            raise FailedError(failing_module(error, self.model)) from error
         return tuple(found)
 
 
@@ -89,17 +89,6 @@ def _assigned(before: Mapping[str, Tensor], after: Mapping[str, Tensor], found: 
             raise CaptureError(f"forward assigns to the buffer {name!r} a value of another size or dtype")
         found.append(new)
     return names
-
-
-def _module_of(error: Exception, model: nn.Module) -> str:
-    """Return the path of the innermost module whose forward an error came through."""
-    paths = {module: path for path, module in model.named_modules()}
-    found, traceback = "", error.__traceback__
-    while traceback is not None:
-        owner = traceback.tb_frame.f_locals.get("self")
-        found = paths.get(owner, found) if isinstance(owner, nn.Module) else found
-        traceback = traceback.tb_next
-    return found
 
 
 def widest_program(model: nn.Module, inputs: Inputs, in_train: frozenset[str] = frozenset()) -> Program:

@@ -92,6 +92,26 @@ def test_a_length_that_is_told_from_one_leaves_the_batch_open(batch):
         gm(torch.ones(2, 1, 4))
 
 
+def test_the_length_of_a_mask_of_floats_is_open():
+    def forward(self, ids, mask):
+        return self.fc(self.lstm(self.embed(ids))[0] * mask[..., None])
+
+    parts = {"embed": nn.Embedding(9, 4), "lstm": nn.LSTM(4, 4, batch_first=True), "fc": nn.Linear(4, 2)}
+    model = model_of(forward, **parts)
+    gm = capture(model, (torch.ones(2, 5).long(), torch.ones(2, 5)), way="export")
+    assert gm(torch.ones(3, 7).long(), torch.ones(3, 7)).shape == (3, 7, 2)
+
+
+def test_a_decoder_by_islands_takes_causal_masks_of_all_lengths():
+    def forward(self, x):
+        return self.decoder(x, x, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
+
+    layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+    model = model_of(forward, decoder=nn.TransformerDecoder(layer, 1)).eval()
+    gm, x = capture(model, torch.randn(2, 5, 8), way="islands"), torch.randn(3, 7, 8)
+    torch.testing.assert_close(gm(x), model(x))
+
+
 def test_sizes_of_images_and_features_stay():
     gm = exported(lambda self, x: self.fc(x), torch.randn(2, 3, 8, 4))
     with pytest.raises(CaptureError, match=r"^axis 2 of x has 9 entries .* takes 8; capture"):
