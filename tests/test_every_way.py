@@ -7,7 +7,8 @@ from torch import nn
 
 import fxcompress
 from fxcompress.errors import CompressError
-from fxcompress.graph import verify
+from fxcompress.graph import capture, verify
+from fxcompress.measure.costs import rest_size
 from fxcompress.policies import Plan
 
 WAYS = ("symbolic", "export", "islands")
@@ -130,3 +131,16 @@ def test_loading_without_inputs_that_the_way_needs(made, way, tmp_path):
     fxcompress.save(fxcompress.transform(model, plans[way], example_inputs=x, data=data), tmp_path)
     with pytest.raises(CompressError, match=f"was captured by {way}, which runs the model: pass example_inputs"):
         fxcompress.load(tmp_path, Net())
+
+
+def test_what_python_reads_beside_islands_takes_room():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm, self.table = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Parameter(torch.ones(4, 6))
+
+        def forward(self, x):
+            return self.norm(self.fc(x)) @ self.table
+
+    sizes = [rest_size(capture(Tied().eval(), torch.ones(2, 4), way=way)) for way in ("symbolic", "islands")]
+    assert sizes == [4 * (4 * 4 + 4 * 6)] * 2  # four vectors of the norm, and the table

@@ -47,6 +47,7 @@ def capture(model: nn.Module, example_inputs: Any = None, *, way: Way = "auto", 
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the module
     _refuse_others(model, way)
+    _refuse_other_way(model, way)
     private = private_copy(model) if copy else shell(model)
     if isinstance(private, CapturedModule | Islands):
         return private
@@ -75,6 +76,17 @@ def _refuse_others(model: Any, way: str) -> None:
         )
 
 
+def _refuse_other_way(model: nn.Module, way: Way) -> None:
+    """Raise CaptureError for a captured graph that was captured in another way than the one asked for."""
+    if not isinstance(model, CapturedModule | Islands) or way == "auto":
+        return
+    if (taken := coverage(model).way) != way:
+        raise CaptureError(
+            f"{type(model).__name__} was captured by {taken} and stays so; capture the original model by {way}, or "
+            "leave out the way"
+        )
+
+
 def _refuse_lazy(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
@@ -87,14 +99,6 @@ def _refuse_extra_state(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CaptureError(f"{path or 'the model'} has an extra state, which a graph cannot keep")
-
-
-def _own_train_methods(model: nn.Module) -> dict[str, str]:
-    """Return where modules keep parts of them out of train mode, such as batch norms that stay frozen."""
-    own = {type(module).train for module in model.modules()} - {nn.Module.train}
-    if not own or all(module.training for module in shell(model).train().modules()):
-        return {}
-    return {f"{one.__code__.co_filename}:{one.__code__.co_firstlineno}": f"def {one.__name__}" for one in own}
 
 
 class _Attempt(NamedTuple):
@@ -119,7 +123,7 @@ class _Attempt(NamedTuple):
 def _best(private: nn.Module, original: Original | None) -> _Attempt:
     """Return the capture that ranks first; ways are tried until one sees all and freezes nothing."""
     if original is None:  # the other ways run the model
-        return _attempt("symbolic", private, None)
+        return _without_a_run(private)
     found: list[_Attempt] = []
     tried: list[Tried] = []
     for way in _WAYS:
@@ -144,6 +148,17 @@ def _best(private: nn.Module, original: Original | None) -> _Attempt:
     return best
 
 
+def _without_a_run(private: nn.Module) -> _Attempt:
+    """Capture by the one way that does not run the model."""
+    try:
+        return _attempt("symbolic", private, None)
+    except CaptureError as error:
+        if error.__cause__ is None:  # no code that could not be followed: the other ways may refuse it, too
+            raise
+        message = f"{error}; pass example_inputs=... to have the other ways (export, islands) tried"
+        raise CaptureError(message, place=error.place, line=error.line) from error
+
+
 def _rank(attempt: _Attempt) -> tuple[float, bool, bool, bool]:
     """Order captures: what sees more, takes all sizes, is one graph that engines can run, follows the mode."""
     is_whole = not isinstance(attempt.gm, Islands)
@@ -165,7 +180,7 @@ def _attempt(way: Way, private: nn.Module, original: Original | None) -> _Attemp
         _refuse_extra_state(model)
         traced = export(model, arguments) if way == "export" else trace(model, fixed_arguments(model, arguments))
         normalize(traced, model)
-        gm, asked = module_around(traced, model, name), traced.asked | _own_train_methods(model)
+        gm, asked = module_around(traced, model, name), traced.asked
     if original is not None:
         original.check(gm)
     set_coverage(gm, cover(gm, way, private, None if original is None else original.macs, reasons))

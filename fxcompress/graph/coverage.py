@@ -24,6 +24,11 @@ class _OpaqueError(CaptureError):
     """A module of torch that a graph calls as it is."""
 
 
+class _UnreadError(CaptureError):
+    """A module that has no part in what the model computes."""
+
+
+_UNREAD = "nothing that the model computes reads its parameters"
 _OPAQUE = "symbolic tracing does not look into this module of torch"
 _OPEN = (_NormBase, _DropoutNd, FollowsMode, *INSERTED)  # modules in a graph of which all is known
 
@@ -68,9 +73,9 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The share of the multiply-accumulates in the graph; of the parameters where there are none to count."""
-        if self.macs:
-            return (self.seen_macs or 0) / self.macs
+        """The share of the multiply-accumulates in the graph; of the parameters where the model was not run."""
+        if self.macs is not None:
+            return (self.seen_macs or 0) / self.macs if self.macs else 1.0
         return self.seen_parameters / self.parameters if self.parameters else 1.0
 
 
@@ -95,6 +100,7 @@ def cover(
 ) -> Coverage:
     """Compare a graph with `model` and the multiply-accumulates of its own run, by module; None where it did not run.
 
+    They have an entry, be it 0, for each module whose parameters were read.
     `reasons` tell why modules did not become graphs.
     """
     opaque = _opaque(gm)
@@ -110,7 +116,7 @@ def cover(
         None if macs is None else sum(macs.values()) - sum(unseen_macs.values()),
         sum(sizes.values()),
         sum(sizes.values()) - sum(unseen_sizes.values()),
-        _unseen(model, unseen_macs, unseen_sizes, dict(reasons) | dict.fromkeys(opaque, _OpaqueError(_OPAQUE))),
+        _unseen(model, unseen_macs, unseen_sizes, dict(reasons) | dict.fromkeys(opaque, _OpaqueError(_OPAQUE)), macs),
     )
 
 
@@ -145,7 +151,11 @@ def _around(path: str, among: Mapping[str, object] | list[str]) -> str:
 
 
 def _unseen(
-    model: nn.Module, macs: Mapping[str, int], sizes: Mapping[str, int], reasons: Reasons
+    model: nn.Module,
+    macs: Mapping[str, int],
+    sizes: Mapping[str, int],
+    reasons: Reasons,
+    used: Mapping[str, int] | None,
 ) -> tuple[Unseen, ...]:
     """Return the modules with unseen work or parameters; what is inside an opaque module counts as its own."""
     opaque = [path for path, error in reasons.items() if isinstance(error, _OpaqueError)]
@@ -155,18 +165,23 @@ def _unseen(
     for name, size in sizes.items():
         path = name.rpartition(".")[0]
         held[_around(path, opaque) or path] += size
-    found = [_describe(model, path, work[path], held[path], reasons) for path in work | held]
+    idle = (
+        set[str]() if used is None else held.keys() - work.keys() - {_around(path, opaque) or path for path in used}
+    )
+
+    def why(path: str) -> CaptureError:
+        if (error := reasons.get(_around(path, reasons))) is None:
+            return _UnreadError(_UNREAD)
+        return _UnreadError(f"{_UNREAD} on the example inputs") if path in idle else error
+
+    found = [_describe(model, path, work[path], held[path], why(path)) for path in work | held]
     return tuple(sorted(found, key=lambda one: (-one.macs, -one.parameters)))
 
 
-def _describe(model: nn.Module, path: str, macs: int, parameters: int, reasons: Reasons) -> Unseen:
+def _describe(model: nn.Module, path: str, macs: int, parameters: int, error: CaptureError) -> Unseen:
     module = model.get_submodule(path)
-    error = reasons.get(_around(path, reasons))
     kind = type(module).__name__
-    if error is None:
-        error, place = CaptureError("nothing that the model computes reads its parameters"), ""
-    else:
-        place = error.place or _source(module)
+    place = "" if isinstance(error, _UnreadError) else error.place or _source(module)
     return Unseen(path, kind, macs, parameters, place, error.line, str(error), advice(error))
 
 

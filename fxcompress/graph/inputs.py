@@ -56,16 +56,6 @@ def repetitions(arguments: Arguments) -> list[int]:
     return [tensors.index(one) for one in tensors]
 
 
-def refuse_nested(arguments: Arguments) -> None:
-    """Raise CaptureError for a nested tensor, whose sizes no graph can follow."""
-    for path, leaf in pytree.tree_flatten_with_path(tuple(arguments))[0]:
-        if isinstance(leaf, Tensor) and leaf.is_nested:
-            raise CaptureError(
-                f"example input {pytree.keystr(path[1:])} is a nested tensor, which cannot be followed; give a "
-                "padded one: x.to_padded_tensor(0.0)"
-            )
-
-
 @fx.has_side_effect
 def expect(value: Any, captured: Any, name: str) -> None:
     """Refuse a call that asks for another path through the model than the captured one."""

@@ -16,7 +16,7 @@ class CapturedModule(fx.GraphModule):
     """A GraphModule in normal form, whose copies keep the order, ties and persistence of its state."""
 
     def train(self, mode: bool = True) -> "CapturedModule":
-        """Set the mode; parts that the model's own `train` keeps in eval mode, such as frozen batch norms, stay there."""
+        """Set the mode; parts that the model's own `train` keeps in eval mode, such as frozen norms, stay there."""
         super().train(mode)
         for path in vars(self).get(_IN_EVAL, ()) if mode else ():
             with contextlib.suppress(AttributeError):  # a pass has taken it out
@@ -101,7 +101,9 @@ def module_around(traced: Traced, model: nn.Module, name: str) -> CapturedModule
     graph = fx.Graph()
     place(traced, "", graph, gm, {})
     gm.graph = graph
-    gm.__dict__[_IN_EVAL] = [path for path, part in shell(model).train().named_modules() if path and not part.training]
+    gm.__dict__[_IN_EVAL] = [
+        path for path, part in shell(model).train().named_modules() if path and not part.training
+    ]
     return gm
 
 

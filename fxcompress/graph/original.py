@@ -1,25 +1,39 @@
 """The original: what a model computes on the example inputs, which every graph of it has to compute."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.compare import attributes, marks, refuse_difference, run
-from fxcompress.graph.counting import counted
+from fxcompress.graph.compare import attributes, devices, marks, refuse_difference, run
+from fxcompress.graph.counting import counted, unfused
 from fxcompress.graph.exporting.axes import lengths
 from fxcompress.graph.exporting.nesting import filled
 from fxcompress.graph.exporting.signature import open_inputs
 from fxcompress.graph.exporting.sizes import expect_sizes
-from fxcompress.graph.inputs import Arguments, refuse_nested
+from fxcompress.graph.inputs import Arguments, replaced
 from fxcompress.graph.mode import eval_mode
-from fxcompress.graph.regions import Islands
+from fxcompress.graph.nested import WatchNesting, is_nested, nesting, refuse_nested
+from fxcompress.graph.regions import Islands, regions
+from fxcompress.graph.shell import shell_around
+from fxcompress.graph.source import failing_module, user_line
+from fxcompress.graph.ties import memory
 
 
 class Original:
-    """What the model computes on the example inputs, and where it spends its multiply-accumulates."""
+    """What the model computes on the example inputs, and where it spends its multiply-accumulates.
+
+    `macs` are by module, 0 for those of which nothing but parameters is read.
+    """
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         refuse_nested(arguments)
@@ -29,13 +43,21 @@ class Original:
         self.others: dict[str, Arguments] = {}
         self.macs: Mapping[str, int]
         try:
-            self.outputs, self.macs = self._counted()
+            self.outputs, self.macs = self._first()
         except CaptureError:
             self.with_gradients = True
-            self.outputs, self.macs = self._counted()
+            try:
+                self.outputs, self.macs = self._first()
+            except CaptureError:
+                self._refuse_nesting()
+                raise
+        if any(map(is_nested, pytree.tree_leaves(self.outputs))):
+            raise nesting(f"{self.name} returns a nested tensor")
 
     def check(self, gm: fx.GraphModule) -> None:
         """Raise CaptureError where the graph does not compute what the model does."""
+        if isinstance(gm, Islands):
+            _refuse_norm_hooks(gm)
         found = self._run(gm, f"the graph of {self.name}")
         try:
             refuse_difference(self.outputs, found, self.name)
@@ -76,6 +98,24 @@ class Original:
             return False
         return True
 
+    def _first(self) -> tuple[Any, Mapping[str, int]]:
+        self._shape_lazy()
+        reads = _Reads()
+        with reads:
+            outputs, macs = self._counted()
+        return outputs, {**dict.fromkeys(reads.owners(self.model), 0), **macs}
+
+    def _shape_lazy(self) -> None:
+        """Run the lazy modules for the first time, and leave the rest of the model as it is."""
+        lazy = [part for part in self.model.modules() if _is_without_shape(part)]
+        if not lazy:
+            return
+        model = shell_around(self.model, lazy)
+        args, kwargs = replaced(self.arguments, torch.clone)
+        with self._running(model, self.name), unfused(), torch.random.fork_rng(devices=devices(model)):
+            torch.manual_seed(0)
+            model(*args, **kwargs)
+
     def _counted(self) -> tuple[Any, Mapping[str, int]]:
         own = attributes(self.model)
         before = marks(own)
@@ -91,13 +131,37 @@ class Original:
             handle.remove()
 
     def _run(self, model: nn.Module, name: str, call: Arguments | None = None, times: int = 1) -> Any:
+        with self._running(model, name):
+            return run(model, call or self.arguments, times)
+
+    @contextmanager
+    def _running(self, model: nn.Module, name: str) -> Iterator[None]:
+        """Let a model run in eval mode; an error of its code becomes a CaptureError that tells where it came up."""
         try:
             with eval_mode(model), torch.set_grad_enabled(self.with_gradients):
-                return run(model, call or self.arguments, times)
+                yield
         except CaptureError:
             raise
         except Exception as error:
-            raise CaptureError(f"{name} does not run on the example inputs: {error}") from error
+            message = f"{name} does not run on the example inputs: {error}"
+            if isinstance(model, fx.GraphModule):  # whose lines are not the user's
+                raise CaptureError(message) from error
+            place, line = user_line(error)
+            module = failing_module(error, model)
+            where = [f"in module {module!r}" if module else "", f"at {place} ({line})" if place else ""]
+            raise CaptureError(", ".join(filter(None, [message, *where])), place=place, line=line) from error
+
+    def _refuse_nesting(self) -> None:
+        """Raise CaptureError where the model runs, but makes nested tensors, which cannot be observed as it does."""
+        watch = WatchNesting()
+        try:
+            with watch:
+                self._run(self.model, self.name)
+        except CaptureError:
+            return
+        if watch.place:
+            said = f"{self.name} makes a nested tensor and uses it at {watch.place} ({watch.line})"
+            raise nesting(said, place=watch.place, line=watch.line)
 
     def _refuse_forgetting(self, gm: fx.GraphModule) -> None:
         """Raise CaptureError where the model computes something else in its second run, and the graph does not."""
@@ -119,3 +183,50 @@ class Original:
                 "keep what it changes in buffers or attributes of its own, not in an object that these hold, and "
                 f"draw random numbers from torch; as it is, {difference}"
             ) from error
+
+
+def _is_without_shape(part: nn.Module) -> bool:
+    tensors = (*part._parameters.values(), *part._buffers.values())
+    return any(tensor is not None and is_lazy(tensor) for tensor in tensors)
+
+
+def _refuse_norm_hooks(gm: Islands) -> None:
+    """Raise CaptureError for a region whose weight is set by a hook around it: its graph keeps the first one."""
+    for region in regions(gm):
+        module = gm.get_submodule(region.path)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                norm = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                raise CaptureError(
+                    f"a hook of torch.nn.utils.{norm} sets {hook.name!r} of {region.path!r}, which no region sees; "
+                    f"use torch.nn.utils.parametrizations.{norm}, or torch.nn.utils.remove_{norm} before capturing"
+                )
+
+
+class _Reads(TorchDispatchMode):
+    """Notes which tensors operators read."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read.update(map(id, pytree.tree_leaves((args, kwargs))))
+        if isinstance(func, HigherOrderOperator):
+            args, kwargs = pytree.tree_map_only(callable, self._noting, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return call
+
+    def owners(self, model: nn.Module) -> list[str]:
+        """Return the paths of the modules of which a parameter was read, under each name that it has."""
+        named = list(model.named_parameters(remove_duplicate=False))
+        read = {memory(parameter) for _, parameter in named if id(parameter) in self.read}
+        return [name.rpartition(".")[0] for name, parameter in named if memory(parameter) in read]

@@ -169,18 +169,25 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 def bound(gm: fx.GraphModule, region: Region, args: Sequence[Any], kwargs: Any) -> dict[fx.Node, Any]:
     """Return the values of a region's inputs in a call. Raises CaptureError where the call does not fit."""
     inputs = [node for node in region.nodes if node.op == "placeholder"]
-    kinds = {"*": inspect.Parameter.VAR_POSITIONAL, "**": inspect.Parameter.VAR_KEYWORD}
-    parameters = [
-        inspect.Parameter(
-            str(node.target).lstrip("*"),
-            kinds.get(str(node.target)[: str(node.target).count("*")], inspect.Parameter.POSITIONAL_OR_KEYWORD),
-            default=node.args[0] if node.args else inspect.Parameter.empty,
-        )
-        for node in inputs
-    ]
+    parameters = _parameters(inputs)
     try:
         call = inspect.Signature(parameters).bind(*args, **kwargs)
     except TypeError as error:
         raise CaptureError(f"{region.path or type(gm).__name__}: {error}") from error
     call.apply_defaults()
     return {node: call.arguments[parameter.name] for node, parameter in zip(inputs, parameters, strict=True)}
+
+
+def _parameters(inputs: Sequence[fx.Node]) -> list[inspect.Parameter]:
+    """Return what the placeholders are in the signature of their graph's code."""
+    kinds = {"*": inspect.Parameter.VAR_POSITIONAL, "**": inspect.Parameter.VAR_KEYWORD}
+    plain: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters: list[inspect.Parameter] = []
+    for node in inputs:
+        name = str(node.target).lstrip("*")
+        kind = kinds.get(str(node.target).removesuffix(name), plain)
+        default = node.args[0] if node.args else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name, kind, default=default))
+        if kind == inspect.Parameter.VAR_POSITIONAL:  # what follows takes no position
+            plain = inspect.Parameter.KEYWORD_ONLY
+    return parameters

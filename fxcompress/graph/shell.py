@@ -3,9 +3,12 @@
 import copy
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.ties import memory
@@ -23,14 +26,25 @@ def shell(model: nn.Module) -> nn.Module:
 
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a model with parameters and buffers of its own; what shared memory shares it again."""
-    return _copied(model, _in_shared_memory(model))
+    return _copied(model, _in_shared_memory(model) | _without_shape(model))
+
+
+def shell_around(model: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
+    """Return a copy of a model around its very parameters and modules `parts`; the rest is the copy's own."""
+    return _copied(model, {id(one): one for one in itertools.chain(model.parameters(), parts)})
+
+
+def _without_shape(model: nn.Module) -> dict[int, Any]:
+    """Return copies, by identity, of the buffers that lazy modules have not shaped yet: torch has none of these."""
+    lazy: list[Any] = [buffer for buffer in model.buffers() if is_lazy(buffer)]
+    return {id(one): type(one)(one.requires_grad, one.data.device, one.data.dtype, one.persistent) for one in lazy}
 
 
 def _in_shared_memory(model: nn.Module) -> dict[int, Any]:
     """Return copies, by identity, of parameters that are different objects on one memory: torch would part them."""
     by_memory: dict[object, list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if not isinstance(parameter, nn.UninitializedParameter):
+        if not is_lazy(parameter):
             by_memory.setdefault(memory(parameter), []).append(parameter)
     copies: dict[int, Any] = {}
     for together in by_memory.values():
@@ -66,5 +80,13 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif type(value) in _CONTAINERS and not value:  # hooks, mostly
             new.__dict__[name] = memo.setdefault(id(value), value.copy())
         else:
+            _note_computed(value, memo)
             new.__dict__[name] = copy.deepcopy(value, memo)
     return new
+
+
+def _note_computed(value: Any, memo: dict[int, Any]) -> None:
+    """Copy, in advance, tensors that were computed from parameters, such as by a hook that does so in each run."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor) and not leaf.is_leaf:
+            memo.setdefault(id(leaf), leaf.detach().clone())

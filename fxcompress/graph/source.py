@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import nn
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _NOT_THE_USERS = (f"{Path(__file__).parent}{os.sep}", _TORCH)
@@ -23,6 +24,17 @@ def user_line(error: BaseException) -> tuple[str, str]:
     traced = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in traced if not frame.filename.startswith(_NOT_THE_USERS)]
     return (f"{frames[-1].filename}:{frames[-1].lineno}", frames[-1].line or "") if frames else ("", "")
+
+
+def failing_module(error: BaseException, model: nn.Module) -> str:
+    """Return the path of the innermost module of a model whose forward an error came through."""
+    paths = {module: path for path, module in model.named_modules()}
+    found, traced = "", error.__traceback__
+    while traced is not None:
+        owner = traced.tb_frame.f_locals.get("self")
+        found = paths.get(owner, found) if isinstance(owner, nn.Module) else found
+        traced = traced.tb_next
+    return found
 
 
 def outside_torch(frame: FrameType) -> FrameType:

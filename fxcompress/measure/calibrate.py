@@ -78,8 +78,8 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
         return
     if not weight.is_floating_point():
         raise NotReadyError(
-            f"the weight of {found.consumer!r} is {weight.dtype}, not floating point; leave {found.consumer!r} out of "
-            "the rules"
+            f"the weight of {found.consumer!r} is {weight.dtype}, not floating point; leave {found.consumer!r} out "
+            "of the rules"
         )
     _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
     axis = found.quantizers[0].axis

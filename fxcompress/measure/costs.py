@@ -118,7 +118,7 @@ def rest_size(gm: fx.GraphModule) -> int:
 
 
 def _outside(gm: fx.GraphModule) -> list[Tensor]:
-    """Return the parameters and buffers outside of the graph, for the model's own Python; a whole graph leaves none."""
+    """Return what only the model's own Python reads of its parameters and buffers; a whole graph leaves none."""
     if not isinstance(gm, Islands):
         return []
     called = [module_of(gm, node) for node in gm.graph.nodes]

@@ -36,6 +36,15 @@ def test_auto_keeps_one_graph_where_code_asks_for_the_mode():
     assert [one.way for one in coverage(gm).tried] == ["export"]
 
 
+def test_parts_without_work_do_not_make_a_choice():
+    def forward(self, x):
+        self.norm(x)  # for nothing
+        return x + self.gain
+
+    gm = capture(model_of(forward, norm=nn.LayerNorm(4), gain=nn.Parameter(torch.ones(4))), torch.randn(3, 4))
+    assert (coverage(gm).way, coverage(gm).share, coverage(gm).tried) == ("symbolic", 1.0, ())
+
+
 def test_auto_takes_what_takes_all_sizes():
     def forward(self, x):
         x = self.a(x)

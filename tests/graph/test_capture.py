@@ -141,7 +141,7 @@ def test_a_branch_on_a_value_names_module_and_line(model):
     inner = model(forward)
     line = forward.__code__.co_firstlineno + 1
     with pytest.raises(CaptureError) as caught:
-        capture(model(lambda self, x: self.deep[0](x), deep=nn.Sequential(inner)))
+        capture(model(lambda self, x: self.deep[0](x), deep=nn.Sequential(inner)), way="symbolic")
     assert str(caught.value) == (
         f"Model cannot be traced in module 'deep.0' at {__file__}:{line} (if x.sum() > 0:): "
         "symbolically traced variables cannot be used as inputs to control flow"

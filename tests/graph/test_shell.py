@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import CaptureError
-from fxcompress.graph.shell import private_copy, shell
+from fxcompress.graph.shell import private_copy, shell, shell_around
 
 
 class Net(nn.Module):
@@ -143,3 +143,34 @@ def test_what_cannot_be_copied(copied):
     model.a.lock = (value for value in ())
     with pytest.raises(CaptureError, match=r"^Net cannot be copied: cannot pickle 'generator' object$"):
         copied(model)
+
+
+@COPIES
+def test_tensors_that_were_computed_from_parameters(copied):
+    model = Net()
+    model.last, model.kept = model.a.weight * 2, [model.a.weight * 3]
+    model.same = model.last
+    new = copied(model)
+    assert torch.equal(new.last, model.last)
+    assert torch.equal(new.kept[0], model.kept[0])
+    assert new.same is new.last
+    assert new.last is not model.last
+    assert not new.last.requires_grad
+
+
+@COPIES
+def test_buffers_without_a_shape(copied):
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    new = copied(model)
+    assert (new[0].running_mean is model[0].running_mean) == (copied is shell)
+    new.eval()(torch.ones(2, 3))
+    assert isinstance(model[0].running_mean, nn.UninitializedBuffer) == (copied is private_copy)
+
+
+def test_a_shell_around_parts():
+    model = Net()
+    new = shell_around(model, [model.norm])
+    assert new.norm is model.norm
+    assert new.a is not model.a
+    assert new.a.weight is model.a.weight
+    assert new.shift is not model.shift

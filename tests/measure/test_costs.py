@@ -298,16 +298,3 @@ def test_files_that_are_no_table(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(PolicyError, match=rf"latency table {path}: .*{message}"):
         prices(stepped(Net()), latency, x=IMAGE, table=str(path))
-
-
-def test_what_python_reads_beside_islands_takes_room():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.norm, self.table = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Parameter(torch.ones(4, 6))
-
-        def forward(self, x):
-            return self.norm(self.fc(x)) @ self.table
-
-    sizes = [rest_size(capture(Tied().eval(), torch.ones(2, 4), way=way)) for way in ("symbolic", "islands")]
-    assert sizes == [4 * (4 * 4 + 4 * 6)] * 2  # four vectors of the norm, and the table

@@ -84,7 +84,7 @@ def test_a_complex_part_that_is_written_into():
         return torch.fft.irfft(low, n=4)
 
     model = model_of(forward, fc=nn.Linear(4, 4))
-    with pytest.raises(CaptureError, match="changes in place what slice returns at .*test_memory.py"):
+    with pytest.raises(CaptureError, match=r"changes in place what slice returns at .*test_memory\.py"):
         capture(model, X, way="export")
     gm = capture(model, X)
     gm(X).sum().backward()

@@ -295,4 +295,4 @@ def test_a_package_whose_name_begins_like_torch(refused):
     exec(compile(source, file, "exec"), namespace)
     model = type("Net", (nn.Module,), namespace)()
     with refused(CaptureError, f"Net cannot be traced at {file}:2 (return -x if x else x): {BRANCH}"):
-        capture(model)
+        capture(model, way="symbolic")
