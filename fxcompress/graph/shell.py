@@ -25,7 +25,16 @@ def shell(model: nn.Module) -> nn.Module:
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with parameters and buffers of its own; what shared memory shares it again."""
+    """Return a copy of a model with parameters and buffers of its own; what shared memory shares it again.
+
+    Raises CaptureError for a hook on the gradient of a parameter, which a copy would be without.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise CaptureError(
+                f"{name} has a hook on its gradient, which a copy would lose; capture with copy=False, which shares "
+                "the parameters, or remove the hook and register it on the parameter of the result"
+            )
     return _copied(model, _in_shared_memory(model) | _without_shape(model))
 
 

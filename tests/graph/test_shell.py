@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fxcompress.errors import CaptureError
+from fxcompress.graph import capture
 from fxcompress.graph.shell import private_copy, shell, shell_around
 
 
@@ -174,3 +175,14 @@ def test_a_shell_around_parts():
     assert new.a is not model.a
     assert new.a.weight is model.a.weight
     assert new.shift is not model.shift
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_are_not_lost(register):
+    model = nn.Sequential(nn.Linear(2, 2))
+    called = []
+    getattr(model[0].weight, register)(lambda *_: called.append(1))
+    with pytest.raises(CaptureError, match=r"^0\.weight has a hook on its gradient, .* capture with copy=False"):
+        capture(model)
+    capture(model, copy=False)(torch.ones(1, 2)).sum().backward()
+    assert called == [1]
