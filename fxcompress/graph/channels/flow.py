@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
-from fxcompress.graph.channels import mixing, rules
+from fxcompress.graph.channels import mixing, places, rules
 from fxcompress.graph.channels.labels import Couplings, Flow, Labels, labels, rows
 from fxcompress.graph.channels.rules import Call, Rule, flows_in, values
 from fxcompress.graph.edit import get_tensor, module_of
@@ -41,11 +41,21 @@ _NAMES: dict[Rule, str] = {  # operators without a row, and those whose rule is 
         "full empty linspace tensor rand randn"
     ),
     rules.movement: (
-        "getitem slice select narrow unbind t T mT movedim moveaxis swapaxes swapdims tensor_split "
-        "split_with_sizes hsplit vsplit dsplit pixel_unshuffle channel_shuffle roll flip rot90 expand expand_as "
-        "broadcast_to repeat tile repeat_interleave view_as reshape_as ravel unfold diagonal index_select index "
-        "central_kernel unsafe_chunk unsafe_split _unsafe_view"
+        "unbind t T mT movedim moveaxis swapaxes swapdims flip rot90 expand expand_as broadcast_to repeat tile "
+        "view_as reshape_as ravel central_kernel"
     ),
+    places.reshaped: "view reshape unflatten _unsafe_view",
+    places.indexed: "getitem index",
+    places.sliced: "slice select narrow",
+    places.selected: "index_select repeat_interleave",
+    places.parted: (
+        "chunk split tensor_split split_with_sizes hsplit vsplit dsplit unsafe_chunk unsafe_split "
+        "unsafe_split_with_sizes"
+    ),
+    places.shuffled: "channel_shuffle pixel_shuffle pixel_unshuffle",
+    places.rolled: "roll",
+    places.diagonal: "diagonal",
+    places.windows: "unfold",
     rules.padding: "pad constant_pad_nd",
     rules.join: "cat concat concatenate stack",
     rules.elementwise: (
@@ -64,7 +74,7 @@ _NAMES: dict[Rule, str] = {  # operators without a row, and those whose rule is 
     mixing.reduction: "amax amin max min var std norm linalg_vector_norm logsumexp prod any all argmax argmin",
     mixing.softmax: "softmin normalize local_response_norm softmax2d",
     rules.prelu: "prelu",
-    rules.overwritten: "slice_scatter select_scatter",
+    places.overwriting: "slice_scatter select_scatter",
     rules.gated: "glu",
     mixing.layer_norm: "layer_norm rms_norm",
     mixing.group_norm: "group_norm",
@@ -84,12 +94,13 @@ _BY_FILE = {  # modules of torch that stay modules, by the file that defines the
     "dropout": rules.same,
     "pooling": mixing.pooling,
     "upsampling": mixing.pooling,
-    "pixelshuffle": rules.movement,
-    "channelshuffle": rules.movement,
+    "pixelshuffle": places.shuffled,
+    "channelshuffle": places.shuffled,
     "flatten": rules.movement,
 }
 _PADDING = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
-_MOVING = (rules.same, rules.creation, rules.movement, rules.padding, rules.join)
+_PLACING = (places.reshaped, places.indexed, places.sliced, places.selected, places.parted)
+_MOVING = (rules.same, rules.creation, rules.movement, rules.padding, rules.join, *_PLACING)
 _SIZE = ("shape", "size", "sym_size")
 _OF_ALL_AXES = ("numel", "nelement", "stride", "len", "sym_numel", "sym_stride")
 _OF_NO_AXIS = ("dim", "ndim", "ndimension", "dtype", "device", "layout", "is_cuda", "requires_grad", "get_device")
@@ -202,7 +213,9 @@ class Follower:
         if call.name in _OF_NO_AXIS or call.result is None:
             return call.result
         if not call.flows:
-            found = tuple(one for flow in flows_in((call.args, call.kwargs)) for one in flow.labels)
+            share = places.proportional(call)
+            numbers = flows_in((call.args, call.kwargs))
+            found = tuple(one._replace(zero=share) for flow in numbers for one in flow.labels)
             return pytree.tree_map(lambda leaf: Flow(leaf, found) if found else leaf, call.result)
         source = call.flows[0]
         if call.name in _SIZE and not isinstance(call.result, int):
@@ -228,6 +241,8 @@ class Follower:
         file = type(module).__module__.removeprefix("torch.nn.modules.")
         rule = _BY_FILE.get(file)
         if rule is not None:
+            for flow in call.flows:
+                self.couplings.rectangular(flow)
             return rule(self.couplings, call)
         called = self._as_operator(module, call, file)
         if called is not None:
@@ -279,4 +294,4 @@ def _without_labels(value: Any, origin: str) -> Any:
 
 
 def _lengths(source: Flow, axes: Any) -> tuple[Labels, ...]:
-    return tuple(labels(rows(one, axes), False) for one in source.labels if one.axes & frozenset(axes))
+    return tuple(labels(rows(one, axes), True) for one in source.labels if one.axes & frozenset(axes))

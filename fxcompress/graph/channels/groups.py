@@ -64,8 +64,13 @@ def channel_groups(gm: fx.GraphModule, example_inputs: Any) -> list[ChannelGroup
 
     In attention the unit is a head. A convolution in groups, or a group norm, loses whole groups where these are at
     least as many as the channels in one, else the same channels of each group. An operator that is not known keeps
-    the channels that reach it, and so do inputs and outputs. Sizes that are written in the graph (of views and
-    splits, `groups`, `normalized_shape`, `num_groups`) have to follow what is removed.
+    the channels that reach it, and so do inputs and outputs.
+
+    Sizes that are written in the graph have to follow what is removed: those of views and of parts in a list,
+    `groups`, `normalized_shape`, `num_groups`, and places where a slice without a step or a `narrow` starts and ends,
+    or that `select` takes. All else stays as it is. So channels go together where a number is computed from how many
+    there are (halves by `shape[1] // 2`), or where one number stands for many parts (`chunk`, `split` by one size,
+    a step). Lists and tensors of indices, and shifts, keep the channels that they tell apart.
     """
     arguments = as_arguments(example_inputs)
     follower = Follower(gm)

@@ -32,7 +32,8 @@ class Flow:
     """A value in the graph with its labels; a tensor may have several, on different axes.
 
     `origin` says in words where the axes without labels come from. A number that was read off a tensor's shape has
-    labels of two axes, which vary along the second as the tensor did along that axis of its shape.
+    labels of two axes, which vary along the second as the tensor did along that axis of its shape; `zero` says that
+    it is a share or a multiple of that size.
     """
 
     value: Any

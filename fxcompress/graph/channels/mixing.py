@@ -177,7 +177,7 @@ def reduction(c: Couplings, call: Call) -> Any:
     found = []
     for one in source.labels:
         if one.axes and one.axes <= axes:
-            if call.name != "sum" or not one.zero:
+            if not (one.zero and _adds_up(call)):
                 c.mix(one, one.axes)
             continue
         ids = c.along(one, axes).ids
@@ -186,10 +186,22 @@ def reduction(c: Couplings, call: Call) -> Any:
     return call.made(found)
 
 
+def _adds_up(call: Call) -> bool:
+    """Return whether zeros add nothing, as to a sum or to a norm that is no minimum."""
+    order = call.given(1, "p", call.kwargs.get("ord", 2))
+    return call.name == "sum" or ("norm" in call.name and not (isinstance(order, int | float) and order < 0))
+
+
 def softmax(c: Couplings, call: Call) -> Any:
     """Set elements along axes in relation to one another, all of a channel's or those of several channels."""
     source, position = call.flows[0], {"normalize": 2, "local_response_norm": 5}.get(call.name, 1)
-    axes = axes_of(source.value, call.given(position, "dim", 1))
+    dim = call.given(position, "dim", getattr(call.run, "dim", None))
+    if dim is None:  # softmax chooses by the rank
+        among = {"normalize": 1, "local_response_norm": 1, "softmax2d": -3}
+        dim = among.get(call.name, int(source.value.dim() not in (0, 1, 3)))
+    axes = axes_of(source.value, dim)
+    if call.name == "normalize" and _adds_up(call):
+        return call.made([one if one.zero and one.axes <= axes else related(c, one, axes) for one in source.labels])
     return call.made([related(c, one, axes)._replace(zero=False) for one in source.labels])
 
 

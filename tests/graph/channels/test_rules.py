@@ -53,7 +53,8 @@ MIXING = {
     "a statistic of all": (lambda self, x: x / x.std(1, keepdim=True), [f"4: {ALL}; mixed by std"]),
     "an axis of places": (lambda self, x: x.flatten(2).softmax(-1).view_as(x), [f"4: {ALL}"]),
     "an axis of channels": (lambda self, x: x.softmax(1), [f"4: {ALL}; mixed by softmax"]),
-    "a norm of all": (lambda self, x: F.normalize(x), [f"4: {ALL}; mixed by normalize"]),
+    "a norm of all": (lambda self, x: F.normalize(x), [f"4: {ALL}"]),
+    "a norm of all halves": (lambda self, x: F.normalize(x.sigmoid()), [f"4: {ALL}; mixed by normalize"]),
     "a norm of each": (lambda self, x: F.instance_norm(x), [f"4: {ALL}"]),
     "a division by zero": (lambda self, x: self.p / x, [f"4: {ALL}; mixed by div".replace("bias.0", "bias.0, p.0")]),
     "the logarithm of zero": (lambda self, x: x.log(), [f"4: {ALL}; mixed by log"]),
@@ -105,10 +106,7 @@ STAYING = {
     ),
     "each with the next": (
         lambda self, x: x + x.roll(1, 1),
-        [
-            "1: first.weight.0 x4, first.bias.0 x4, last.weight.1 x4; "
-            "stays: it is the whole of axis 0 of 'first.weight'"
-        ],
+        ["1: first.weight.0 x4, first.bias.0 x4, last.weight.1 x4; stays: 'roll' shifts it"],
     ),
     "a convolution over channels": (
         lambda self, x: self.mix(x.transpose(1, 3)).transpose(1, 3),
