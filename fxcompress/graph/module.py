@@ -142,11 +142,15 @@ def _copy_state(source: nn.Module, target: nn.Module, path: str, known: dict[nn.
 
 
 def _copy_state_hooks(source: nn.Module, target: nn.Module, path: str) -> None:
-    """Keep the hooks by which torch reads older state dicts, which do without the module; refuse all others."""
+    """Keep the hooks by which older state dicts are read, and those of torch, that do without the module.
+
+    Raises CaptureError for any other.
+    """
     for kind in _STATE_HOOKS:
         for key, hook in getattr(source, kind).items():
             function = getattr(hook, "hook", hook)  # torch wraps those that are loaded by
-            if getattr(hook, "with_module", False) or not str(function.__module__).startswith("torch."):
+            reads = kind == "_load_state_dict_pre_hooks" or str(function.__module__).startswith("torch.")
+            if getattr(hook, "with_module", False) or not reads:
                 name = getattr(function, "__qualname__", type(function).__qualname__)
                 raise CaptureError(
                     f"{path or 'the model'} has a hook on its state dict, {name}, which a graph cannot keep; remove "

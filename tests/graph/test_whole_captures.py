@@ -92,7 +92,6 @@ STATE_HOOKS = {
     "_register_state_dict_hook": look,
     "register_state_dict_post_hook": rename,
     "register_state_dict_pre_hook": look,
-    "_register_load_state_dict_pre_hook": look,
     "register_load_state_dict_pre_hook": look,
     "register_load_state_dict_post_hook": look,
 }
@@ -124,6 +123,21 @@ def test_a_module_that_the_graph_calls_keeps_its_hooks_on_a_state_dict(way):
     model = net()
     model.layer1[1].register_state_dict_post_hook(rename)
     assert list(capture(model, X, way=way).state_dict()) == list(model.state_dict())
+
+
+@WHOLE
+def test_weights_under_older_names_are_loaded(way):
+    def modernize(state_dict, prefix, *args):
+        state_dict[f"{prefix}0.weight"] = state_dict.pop(f"{prefix}first.weight")
+
+    model = net()
+    model.layer1._register_load_state_dict_pre_hook(modernize)
+    gm = capture(model, X, way=way)
+    state = model.state_dict()
+    older = {name.replace("layer1.0.weight", "layer1.first.weight"): value * 2 for name, value in state.items()}
+    for one in (gm, copy.deepcopy(gm)):
+        one.load_state_dict(older)
+        assert torch.equal(one.get_parameter("layer1.0.weight"), state["layer1.0.weight"] * 2)
 
 
 @WHOLE

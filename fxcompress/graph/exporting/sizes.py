@@ -9,6 +9,7 @@ from string import ascii_lowercase
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -72,9 +73,11 @@ def told_from_one() -> Iterator[set[sympy.Symbol]]:
         return value
 
     torch.SymBool.__bool__ = noted  # type: ignore[method-assign]
+    uninteresting_files().add(__file__)  # torch looks at the line that asks: an assert need not be decided
     try:
         yield found
     finally:
+        uninteresting_files().discard(__file__)
         torch.SymBool.__bool__ = decide  # type: ignore[method-assign]
 
 

@@ -92,6 +92,14 @@ def test_a_length_that_is_told_from_one_leaves_the_batch_open(batch):
         gm(torch.ones(2, 1, 4))
 
 
+def test_what_code_asserts_of_values_need_not_be_decided():
+    def forward(self, x):
+        assert (x > 0).sum().item() <= x.numel()
+        return self.fc(x)
+
+    assert exported(forward, torch.randn(2, 4))(torch.randn(3, 4)).shape == (3, 4)
+
+
 def test_the_length_of_a_mask_of_floats_is_open():
     def forward(self, ids, mask):
         return self.fc(self.lstm(self.embed(ids))[0] * mask[..., None])
