@@ -156,14 +156,14 @@ def test_places_are_told_from_the_working_folder(tmp_path, monkeypatch):
         "from torch import nn\n\n"
         "class Mine(nn.Linear):\n"
         "    def forward(self, x):\n"
-        "        return x if x.sum() > 0 else x @ self.weight\n"
+        "        return x if x.sum() > 1e9 else x @ self.weight\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     model = nn.Sequential(nn.Linear(4, 4), importlib.import_module("mine").Mine(4, 4))
     said = printed(seen(model, torch.ones(1, 4)))
-    assert "where mine.py:5: return x if x.sum() > 0 else x @ self.weight" in said
+    assert "where mine.py:5: return x if x.sum() > 1e9 else x @ self.weight" in said
     assert str(tmp_path) not in said
 
 

@@ -93,11 +93,10 @@ def test_a_length_that_is_told_from_one_leaves_the_batch_open(batch):
 
 
 def test_what_code_asserts_of_values_need_not_be_decided():
-    def forward(self, x):
-        assert (x > 0).sum().item() <= x.numel()
-        return self.fc(x)
-
-    assert exported(forward, torch.randn(2, 4))(torch.randn(3, 4)).shape == (3, 4)
+    code = "def forward(self, x):\n    assert (x > 0).sum().item() <= x.numel()\n    return self.fc(x)"
+    defined = {}
+    exec(compile(code, "model.py", "exec"), defined)  # pytest writes its own asserts anew
+    assert exported(defined["forward"], torch.randn(2, 4))(torch.randn(3, 4)).shape == (3, 4)
 
 
 def test_the_length_of_a_mask_of_floats_is_open():
