@@ -40,6 +40,28 @@ class MinMax:
         return self._low, self._high
 
 
+class MovingAverage:
+    """The average of each batch's smallest and largest value, in which batches fade (Jacob et al. 2018, section 3.1).
+
+    `momentum` is the share of the former average that a batch leaves; the first batch is the average then.
+    """
+
+    def __init__(self, momentum: float = 0.99) -> None:
+        self._fade = 1 - momentum
+        self._ends: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        """Move the range towards that of `x`, which is one batch."""
+        ends = torch.stack(torch.aminmax(x, dim=1)).to(torch.promote_types(x.dtype, torch.float32))
+        self._ends = ends if self._ends is None else torch.lerp(self._ends, ends, self._fade)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Return the ends."""
+        assert self._ends is not None, "observe something first"
+        low, high = self._ends
+        return low, high
+
+
 class Percentile:
     """The range that holds a percentile `q` of all magnitudes seen, in one pass and bounded memory.
 
@@ -117,4 +139,9 @@ class MeanSquaredError(MinMax):
         return low * best, high * best
 
 
-OBSERVERS: Mapping[str, Callable[..., Any]] = {"minmax": MinMax, "percentile": Percentile, "mse": MeanSquaredError}
+OBSERVERS: Mapping[str, Callable[..., Any]] = {
+    "minmax": MinMax,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+    "mse": MeanSquaredError,
+}

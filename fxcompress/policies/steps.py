@@ -17,6 +17,14 @@ class NoArguments(Strict):
     """No arguments."""
 
 
+class MovingAverage(Strict):
+    """Arguments of the moving average observer."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Share of the former average that a batch leaves")] = (
+        0.99
+    )
+
+
 class Percentile(Strict):
     """Arguments of the percentile observer."""
 
@@ -29,6 +37,14 @@ class Observer(Reference):
     @classmethod
     def known(cls) -> Mapping[str, type[Strict]]:
         return {"minmax": NoArguments, "percentile": Percentile}
+
+
+class InputObserver(Observer):
+    """How the range of an input is found: also `moving_average`, which follows the batches."""
+
+    @classmethod
+    def known(cls) -> Mapping[str, type[Strict]]:
+        return {**super().known(), "moving_average": MovingAverage}
 
 
 class WeightObserver(Observer):
@@ -59,7 +75,7 @@ class InputSpec(Strict):
 
     bits: Annotated[Bits, Field(description=_BITS)] = "float"
     symmetric: Annotated[bool, Field(description=_SYMMETRIC)] = False
-    observer: Observer = Observer(name="minmax")
+    observer: InputObserver = InputObserver(name="minmax")
 
 
 class FoldBatchNorm(Step):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fxcompress.measure.observers import MeanSquaredError, MinMax, Percentile
+from fxcompress.measure.observers import MeanSquaredError, MinMax, MovingAverage, Percentile
 from fxcompress.nn import Quantizer
 
 BINS = 8192
@@ -25,6 +25,27 @@ def random_batches(seed, channels=1):
 def percentile(x, q):
     """Return the smallest magnitude that at least q percent of the magnitudes do not exceed."""
     return np.percentile(np.abs(x), q, method="inverted_cdf")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_moving_average(momentum):
+    batches = random_batches(1, channels=3)
+    low, high = observed(MovingAverage(momentum), batches)
+    wanted = None
+    for batch in batches:
+        ends = np.stack([batch.numpy().astype(np.float64).min(1), batch.numpy().astype(np.float64).max(1)])
+        wanted = ends if wanted is None else momentum * wanted + (1 - momentum) * ends
+    np.testing.assert_allclose(torch.stack([low, high]).numpy(), wanted, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_moving_average_is_that_of_torch():
+    batches = random_batches(2)
+    theirs = torch.ao.quantization.MovingAverageMinMaxObserver(averaging_constant=0.05)
+    for batch in batches:
+        theirs(batch)
+    low, high = observed(MovingAverage(0.95), batches)
+    torch.testing.assert_close((low[0], high[0]), (theirs.min_val, theirs.max_val), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -55,7 +55,8 @@ def indented(text, spaces):
          "'channel'?)"),
         ("weight: {observer: min_max}", 5, ".weight.observer", "unknown name 'min_max' (did you mean 'minmax'?); "
          f"accepted: minmax, percentile, mse, {OWN}"),
-        ("input: {observer: mse}", 5, ".input.observer", f"unknown name 'mse'; accepted: minmax, percentile, {OWN}"),
+        ("input: {observer: mse}", 5, ".input.observer",
+         f"unknown name 'mse'; accepted: minmax, percentile, moving_average, {OWN}"),
         ("input:\n  observer:\n    percentile:\n      q: 5", 8, ".input.observer.percentile.q", "should be greater "
          "than 50, not 5"),
         ("input:\n  observer:\n    percentile:\n      p: 9", 8, ".input.observer.percentile.p", "unknown key 'p'; "
