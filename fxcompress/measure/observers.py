@@ -130,7 +130,13 @@ class MeanSquaredError(MinMax):
         """Return the ends for the bits and symmetry of a quantizer."""
         x = torch.cat(self._seen, dim=1)
         low, high = self.range()
-        grid = Quantizer(quantizer.bits, symmetric=quantizer.symmetric, axis=0, channels=x.shape[0]).to(x.device)
+        grid = Quantizer(
+            quantizer.bits,
+            symmetric=quantizer.symmetric,
+            axis=0,
+            channels=x.shape[0],
+            power_of_two=quantizer.power_of_two,
+        ).to(x.device)
         least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
         for shrink in torch.arange(100, 20, -1) / 100:
             grid.set_range(low * shrink, high * shrink)

@@ -13,8 +13,10 @@ class Quantizer(nn.Module):
     """Quantize and dequantize the tensor on an edge: S * (clip(round(x / S) + Z, low, high) - Z).
 
     Symmetric quantizers use the signed codes -(2^(b-1) - 1) .. 2^(b-1) - 1 with Z = 0; affine ones the unsigned codes
-    0 .. 2^b - 1 (Jacob et al. 2018, equations 1 and 12). All state is in the buffers `scale` (float32)
-    and `zero_point` (int32), of shape () per tensor or (channels,) per channel along `axis`.
+    0 .. 2^b - 1 (Jacob et al. 2018, equations 1 and 12). With `power_of_two`, scales are powers of two, for a range
+    widened to one: engines multiply by shifting (Lai et al. 2018, section 3); the last step may be clipped. All state
+    is in the buffers `scale` (float32) and `zero_point` (int32), of shape () per tensor or (channels,) per channel
+    along `axis`.
 
     `enabled = False` lets the tensor pass unchanged (a run-time switch like `training`, not saved).
     Raises NotReadyError when called before `set_range` or a loaded state has given it a range.
@@ -23,13 +25,21 @@ class Quantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, bits: int, *, symmetric: bool, axis: int | None = None, channels: int | None = None) -> None:
+    def __init__(
+        self,
+        bits: int,
+        *,
+        symmetric: bool,
+        axis: int | None = None,
+        channels: int | None = None,
+        power_of_two: bool = False,
+    ) -> None:
         super().__init__()
         if not 2 <= bits <= 8:
             raise ValueError(f"a Quantizer has 2 to 8 bits, not {bits}")
         if (axis is None) != (channels is None):
             raise ValueError("a per-channel Quantizer needs both `axis` and `channels`, a per-tensor one neither")
-        self.bits, self.symmetric, self.axis = bits, symmetric, axis
+        self.bits, self.symmetric, self.axis, self.power_of_two = bits, symmetric, axis, power_of_two
         self.low: int = 1 - 2 ** (bits - 1) if symmetric else 0
         self.high: int = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
         shape = () if channels is None else (channels,)
@@ -62,6 +72,8 @@ class Quantizer(nn.Module):
         high = high.to(self.scale.device, torch.float64).reshape(self.scale.shape).clamp(min=0)
         span = torch.maximum(-low, high) if self.symmetric else high - low
         steps = self.high if self.symmetric else self.high - self.low
+        if self.power_of_two:
+            span, steps = _next_power_of_two(span), 2 ** (self.bits - self.symmetric)
         # an all-zero channel has no range; any grid represents it exactly
         scale = torch.where(span > 0, span / steps, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
         self.scale.copy_(scale)
@@ -98,4 +110,11 @@ class Quantizer(nn.Module):
         self._ready = bool(self.scale.isfinite().all())
 
     def extra_repr(self) -> str:
-        return f"{self.dtype_name}, per {'tensor' if self.axis is None else 'channel'}"
+        scales = ", power-of-two scales" if self.power_of_two else ""
+        return f"{self.dtype_name}, per {'tensor' if self.axis is None else 'channel'}{scales}"
+
+
+def _next_power_of_two(x: Tensor) -> Tensor:
+    """Return the least powers of two that are not below positive numbers, 0 for 0."""
+    mantissa, exponent = torch.frexp(x)  # the mantissa is from 0.5 to below 1
+    return torch.where(x > 0, torch.exp2((exponent - (mantissa == 0.5).int()).to(x.dtype)), 0.0)

@@ -121,7 +121,9 @@ def _quantizer(
     if isinstance(spec, WeightSpec) and spec.per == "channel":
         axis = layer.operator.out_axis
         channels = layer.weight_tensor(gm).shape[axis]
-    quantizer = Quantizer(int(bits), symmetric=spec.symmetric, axis=axis, channels=channels)
+    quantizer = Quantizer(
+        int(bits), symmetric=spec.symmetric, axis=axis, channels=channels, power_of_two=spec.power_of_two
+    )
     quantizer.observer = spec.observer
     if known is not None:
         quantizer.set_range(*torch.tensor(known, dtype=torch.float64))

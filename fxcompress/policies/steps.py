@@ -57,6 +57,7 @@ class WeightObserver(Observer):
 
 _BITS = "Bit-width 2 to 8, or float for no quantization; a list is open: the solver chooses"
 _SYMMETRIC = "Signed codes around zero, or unsigned ones with a zero point"
+_POWER_OF_TWO = "Scales are powers of two, for engines that shift instead of multiplying"
 
 
 class WeightSpec(Strict):
@@ -67,6 +68,7 @@ class WeightSpec(Strict):
         Literal["channel", "tensor"], Field(description="One scale for each output channel, or one in all")
     ] = "channel"
     symmetric: Annotated[bool, Field(description=_SYMMETRIC)] = True
+    power_of_two: Annotated[bool, Field(description=_POWER_OF_TWO)] = False
     observer: WeightObserver = WeightObserver(name="minmax")
 
 
@@ -75,6 +77,7 @@ class InputSpec(Strict):
 
     bits: Annotated[Bits, Field(description=_BITS)] = "float"
     symmetric: Annotated[bool, Field(description=_SYMMETRIC)] = False
+    power_of_two: Annotated[bool, Field(description=_POWER_OF_TWO)] = False
     observer: InputObserver = InputObserver(name="minmax")
 
 

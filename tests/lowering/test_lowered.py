@@ -36,9 +36,10 @@ def test_answer(quantize, residual, images, tmp_path):
     assert all(torch.equal(state[name], value) for name, value in gm.state_dict().items())
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 5, 8])
-def test_activations_are_quantized_exactly(bits, symmetric, tmp_path):
+def test_activations_are_quantized_exactly(bits, symmetric, power_of_two, tmp_path):
     class Two(nn.Module):
         def forward(self, x):
             return F.relu(x), F.hardtanh(x, -0.5, 0.4), x * 1.0
@@ -46,7 +47,7 @@ def test_activations_are_quantized_exactly(bits, symmetric, tmp_path):
     x = torch.randn(1000) * 3
     gm = capture(Two(), x)
     for output in list(gm.graph.find_nodes(op="output")[0].args[0]):
-        quantizer = Quantizer(bits, symmetric=symmetric)
+        quantizer = Quantizer(bits, symmetric=symmetric, power_of_two=power_of_two)
         quantizer.set_range(torch.tensor(-1.1), torch.tensor(1.4))
         gm.add_module(f"{output.name}_quantizer", quantizer)
         with gm.graph.inserting_after(output):

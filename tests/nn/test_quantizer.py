@@ -149,6 +149,31 @@ def test_ranges(bits):
     assert (symmetric.dtype_name, affine.dtype_name) == (f"int{bits}", f"uint{bits}")
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_power_of_two_scales_against_numpy(bits):
+    """Qm.n numbers: integer bits hold the largest magnitude, the rest are fraction bits (Lai et al. 2018)."""
+    x = torch.tensor([[0.3, -0.2], [1.0, -1.0], [-1.5, 0.1], [4.0, 3.9], [5e-4, 0.0], [0.0, 0.0]])
+    quantizer = Quantizer(bits, symmetric=True, axis=0, channels=6, power_of_two=True)
+    quantizer.set_range(x.amin(1), x.amax(1))
+    largest = np.abs(x.numpy().astype(np.float64)).max(1)[:5]
+    fraction_bits = bits - 1 - np.ceil(np.log2(largest))
+    assert np.array_equal(quantizer.scale[:5].numpy(), 2.0**-fraction_bits)
+    limit = 2 ** (bits - 1) - 1
+    codes = np.clip(np.rint(x[:5].numpy() * 2.0 ** fraction_bits[:, None]), -limit, limit)
+    assert np.array_equal(quantizer.codes(x)[:5].numpy(), codes)
+    assert quantizer(x)[5].tolist() == [0, 0]
+    assert str(quantizer) == f"Quantizer(int{bits}, per channel, power-of-two scales)"
+
+
+@pytest.mark.parametrize(("low", "high", "scale"), [(-1.0, 2.0, 4 / 256), (0.0, 1.0, 1 / 256), (-0.5, 0.5, 1 / 256)])
+def test_power_of_two_scales_with_a_zero_point(low, high, scale):
+    quantizer = Quantizer(8, symmetric=False, power_of_two=True)
+    quantizer.set_range(torch.tensor(low), torch.tensor(high))
+    assert quantizer.scale.item() == scale
+    assert quantizer.zero_point.item() == round(-low / scale)
+    assert quantizer(torch.tensor([0.0, high])).tolist() == pytest.approx([0.0, high], abs=scale)
+
+
 @pytest.mark.parametrize(("low", "high", "code_of_zero"), [(1.0, 3.0, 0), (-3.0, -1.0, 255), (0.0, 0.0, 0)])
 def test_a_range_is_widened_to_zero(low, high, code_of_zero):
     quantizer = ready(8, False, low, high)

@@ -10,7 +10,7 @@ FORM = "a step is a mapping with a kind, for example 'kind: quantize'"
 BITS = "bits are not accepted; write a whole number from 2 to 8, or 'float'"
 SPARSITY = "is not accepted; write the share of zeros, from 0.0 to below 1.0"
 OPTIONS = "a list offers two or more different options; write one value plainly"
-WEIGHT = "accepted: bits, per, symmetric, observer"
+WEIGHT = "accepted: bits, per, symmetric, power_of_two, observer"
 RANGE = "is not a range; write two numbers, [low, high]"
 OWN = "or your own as package.module:attribute"
 SIZES = "accepted units: %, B, kB, KB, MB, GB, KiB, MiB, GiB"
@@ -36,7 +36,8 @@ def indented(text, spaces):
          "input"),
         ("weight: {bits: 4, size: x}", 5, ".weight.size", f"unknown key 'size'; {WEIGHT}"),
         ("weight:\n  bits: 4\n  pre: x", 7, ".weight.pre", f"unknown key 'pre' (did you mean 'per'?); {WEIGHT}"),
-        ("input: {per: tensor}", 5, ".input.per", "unknown key 'per'; accepted: bits, symmetric, observer"),
+        ("input: {per: tensor}", 5, ".input.per",
+         "unknown key 'per'; accepted: bits, symmetric, power_of_two, observer"),
         ("weight: {bits: 9}", 5, ".weight.bits", f"9 {BITS}"),
         ("weight: {bits: 1}", 5, ".weight.bits", f"1 {BITS}"),
         ("weight: {bits: 4.5}", 5, ".weight.bits", f"4.5 {BITS}"),
