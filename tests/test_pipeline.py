@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxcompress.checkpoint import load, save
 from fxcompress.errors import CaptureError, CompressError, NotReadyError, PassError, PolicyError
 from fxcompress.nn import Choice, Mask, Quantizer
 from fxcompress.pipeline import plan, transform
@@ -217,18 +216,6 @@ def test_every_error_is_of_the_family(model):
     for policy in ("w9", {"version": 1, "steps": []}, {"version": 1, "steps": [{"kind": "quantise"}]}):
         with pytest.raises(CompressError):
             transform(model, policy)
-
-
-def test_power_of_two_scales_from_policy_to_disk(tmp_path, model):
-    spec = {"bits": 8, "power_of_two": True}
-    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": [{"weight": spec, "input": spec}]}]}
-    data = [torch.randn(4, 1, 6, 6)]
-    small = transform(model, policy, data=data)
-    scales = [value for name, value in small.state_dict().items() if name.endswith("scale")]
-    assert scales
-    assert all((torch.frexp(scale).mantissa == 0.5).all() for scale in scales)
-    save(small, tmp_path / "small")
-    assert torch.equal(load(tmp_path / "small", model)(data[0]), small(data[0]))
 
 
 class Toggling(nn.Module):
