@@ -64,20 +64,26 @@ def chains() -> dict[str, list[float]]:
     rows: dict[str, list[float]] = {"capture": [], "channel groups": [], "verify": []}
     print("| nodes | forward | capture | channel groups | verify | all three |\n|---:|---:|---:|---:|---:|---:|")
     for nodes in NODES:
-        model = nn.Sequential(*(Block() for _ in range(nodes // _NODES_OF_A_BLOCK))).eval()
-        x = torch.randn(1, 4, 6, 6)
-        found: list[fx.GraphModule] = []
-        with torch.no_grad():
-            forward = seconds(lambda: model(x), 3)  # noqa: B023
-        rows["capture"].append(seconds(lambda: found.append(capture(model, x)), 1))  # noqa: B023
-        gm = found[0]
-        rows["channel groups"].append(seconds(lambda: channel_groups(gm, x), 1))  # noqa: B023
-        rows["verify"].append(seconds(lambda: verify(gm), 1))  # noqa: B023
-        times = [row[-1] for row in rows.values()]
+        made, forward, *times = chain(nodes)
+        for row, taken in zip(rows.values(), times, strict=True):
+            row.append(taken)
         cells = " | ".join(f"{one:.2f} s" for one in (forward, *times, sum(times)))
-        print(f"| {len(gm.graph.nodes):,} | {cells} |", flush=True)
+        print(f"| {made:,} | {cells} |", flush=True)
     print()
     return rows
+
+
+def chain(nodes: int) -> tuple[int, float, float, float, float]:
+    """Return how many nodes a chain has, and the seconds of its forward, capture, channel groups and verification."""
+    model = nn.Sequential(*(Block() for _ in range(nodes // _NODES_OF_A_BLOCK))).eval()
+    x = torch.randn(1, 4, 6, 6)
+    found: list[fx.GraphModule] = []
+    with torch.no_grad():
+        forward = seconds(lambda: model(x), 3)
+    captured = seconds(lambda: found.append(capture(model, x)), 1)
+    (gm,) = found
+    grouped, verified = seconds(lambda: channel_groups(gm, x), 1), seconds(lambda: verify(gm), 1)
+    return len(gm.graph.nodes), forward, captured, grouped, verified
 
 
 def kilobytes(kind: str) -> int:

@@ -1,7 +1,7 @@
 """Counting: the multiply-accumulates of a model's own run, by the module whose forward computes them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from fxcompress.graph.ties import memory
+
 
 class _Counter(TorchDispatchMode):
     supports_higher_order_operators = True
@@ -23,9 +25,11 @@ class _Counter(TorchDispatchMode):
         self.paths = paths
         self.stack = [""]
         self.macs: Counter[str] = Counter()
+        self.read: set[int] = set()  # the tensors that operators read, by identity
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = getattr(func, "_overloadpacket", func)
+        self.read.update(id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         if isinstance(func, HigherOrderOperator) and packet not in flop_registry:
             args, kwargs = pytree.tree_map_only(callable, self.counting, (args, kwargs))
         elif packet not in flop_registry:
@@ -73,7 +77,10 @@ _ON_CPU: dict[Any, Callable[[Tensor, Tensor, Tensor], int]] = {
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Counter[str]]:
-    """Count what runs inside: yields the multiply-accumulates by module path, each module without its children."""
+    """Count what runs inside: yields the multiply-accumulates by module path, each module without its children.
+
+    In the end there is an entry for each module of which a parameter was read, 0 where that was no work.
+    """
     counter = _Counter({module: path for path, module in model.named_modules()})
     handles = (
         hooks.register_module_forward_pre_hook(counter.enter),
@@ -82,9 +89,17 @@ def counted(model: nn.Module) -> Iterator[Counter[str]]:
     try:
         with unfused(), counter:
             yield counter.macs
+        counter.macs.update(dict.fromkeys(_owners(model, counter.read), 0))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _owners(model: nn.Module, read: Container[int]) -> Iterator[str]:
+    """Yield the paths of the modules of which a parameter was read, under each name that it has."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    memories = {memory(parameter) for _, parameter in named if id(parameter) in read}
+    return (name.rpartition(".")[0] for name, parameter in named if memory(parameter) in memories)
 
 
 @contextmanager

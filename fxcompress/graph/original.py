@@ -1,17 +1,15 @@
 """The original: what a model computes on the example inputs, which every graph of it has to compute."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.compare import attributes, devices, marks, refuse_difference, run
@@ -26,7 +24,6 @@ from fxcompress.graph.nested import WatchNesting, is_nested, nesting, refuse_nes
 from fxcompress.graph.regions import Islands, regions
 from fxcompress.graph.shell import shell_around
 from fxcompress.graph.source import failing_module, user_line
-from fxcompress.graph.ties import memory
 
 
 class Original:
@@ -43,11 +40,11 @@ class Original:
         self.others: dict[str, Arguments] = {}
         self.macs: Mapping[str, int]
         try:
-            self.outputs, self.macs = self._first()
+            self.outputs, self.macs = self._counted()
         except CaptureError:
             self.with_gradients = True
             try:
-                self.outputs, self.macs = self._first()
+                self.outputs, self.macs = self._counted()
             except CaptureError:
                 self._refuse_nesting()
                 raise
@@ -98,13 +95,6 @@ class Original:
             return False
         return True
 
-    def _first(self) -> tuple[Any, Mapping[str, int]]:
-        self._shape_lazy()
-        reads = _Reads()
-        with reads:
-            outputs, macs = self._counted()
-        return outputs, {**dict.fromkeys(reads.owners(self.model), 0), **macs}
-
     def _shape_lazy(self) -> None:
         """Run the lazy modules for the first time, and leave the rest of the model as it is."""
         lazy = [part for part in self.model.modules() if _is_without_shape(part)]
@@ -117,6 +107,7 @@ class Original:
             model(*args, **kwargs)
 
     def _counted(self) -> tuple[Any, Mapping[str, int]]:
+        self._shape_lazy()
         own = attributes(self.model)
         before = marks(own)
 
@@ -201,32 +192,3 @@ def _refuse_norm_hooks(gm: Islands) -> None:
                     f"a hook of torch.nn.utils.{norm} sets {hook.name!r} of {region.path!r}, which no region sees; "
                     f"use torch.nn.utils.parametrizations.{norm}, or torch.nn.utils.remove_{norm} before capturing"
                 )
-
-
-class _Reads(TorchDispatchMode):
-    """Notes which tensors operators read."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.read.update(map(id, pytree.tree_leaves((args, kwargs))))
-        if isinstance(func, HigherOrderOperator):
-            args, kwargs = pytree.tree_map_only(callable, self._noting, (args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return call
-
-    def owners(self, model: nn.Module) -> list[str]:
-        """Return the paths of the modules of which a parameter was read, under each name that it has."""
-        named = list(model.named_parameters(remove_duplicate=False))
-        read = {memory(parameter) for _, parameter in named if id(parameter) in self.read}
-        return [name.rpartition(".")[0] for name, parameter in named if memory(parameter) in read]

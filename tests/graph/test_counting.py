@@ -39,7 +39,7 @@ class Net(nn.Module):
 def run(model, *inputs):
     with counted(model) as macs:
         model(*inputs)
-    return dict(macs)
+    return dict(+macs)  # those with work
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -154,3 +154,10 @@ def test_an_error_leaves_no_hooks():
     with counted(nn.Identity()):
         assert installed() == before + 2
     assert installed() == before
+
+
+def test_what_is_read_for_no_work_has_an_entry():
+    model = nn.ModuleDict({"fc": nn.Linear(2, 3), "norm": nn.LayerNorm(3), "unused": nn.Linear(2, 2)})
+    with counted(model) as macs:
+        model["norm"](model["fc"](torch.ones(1, 2)))
+    assert dict(macs) == {"fc": 6, "norm": 0}
