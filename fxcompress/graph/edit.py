@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import ChannelSplit, Choice, Mask, Quantizer
 from fxcompress.nn.functional import central_kernel, folded_bias, folded_weight
 
-INSERTED = (Quantizer, Mask, Choice)
+INSERTED = (Quantizer, Mask, Choice, ChannelSplit)
 QUANTIZER_CHOICE, MASK_CHOICE = "_quantizer_choice", "_mask_choice"  # what follows a tensor's name in a Choice's
 _DERIVED = (folded_weight, folded_bias, central_kernel)  # what computes one parameter from another
 
@@ -93,9 +93,9 @@ def insert(gm: fx.GraphModule, after: fx.Node, name: str, module: nn.Module, use
 def _register(gm: fx.GraphModule, name: str, module: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     if has_module(gm, path) and hasattr(gm.get_submodule(path), leaf):
-        raise PassError(f"{type(module).__name__} {name!r} cannot be put there: the model has that name already")
+        raise PassError(f"{module._get_name()} {name!r} cannot be put there: the model has that name already")
     if not gm.add_submodule(name, module):
-        raise PassError(f"{type(module).__name__} {name!r} cannot be put there: {path!r} is not a module")
+        raise PassError(f"{module._get_name()} {name!r} cannot be put there: {path!r} is not a module")
 
 
 def has_module(gm: fx.GraphModule, name: str) -> bool:

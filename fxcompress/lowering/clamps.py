@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 
 _FIXED: dict[Callable[..., Any] | str, tuple[float, float]] = {
     **dict.fromkeys((F.relu, torch.relu, "relu"), (0.0, math.inf)),
@@ -21,7 +21,7 @@ _GIVEN: dict[Callable[..., Any] | str, dict[str, float]] = {
 }
 
 
-def absorb_clamp(node: fx.Node, quantizer: Quantizer) -> tuple[int, int]:
+def absorb_clamp(node: fx.Node, quantizer: UniformQuantizer) -> tuple[int, int]:
     """Take a clamp (relu, relu6, hardtanh) that only the call `node` of `quantizer` reads out of the graph.
 
     Returns the lowest and highest code that are left: rounding keeps the order, so clamping before it and after it is

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 from fxcompress.nn.packing import pack
 
 DOMAIN = "fxcompress"
@@ -56,7 +56,7 @@ class Activation(_Grid):
     low: Tensor
     high: Tensor
 
-    def __init__(self, quantizer: Quantizer, low: int, high: int) -> None:
+    def __init__(self, quantizer: UniformQuantizer, low: int, high: int) -> None:
         shift = 128 if quantizer.symmetric else 0
         super().__init__(quantizer.scale, (quantizer.zero_point + shift).to(torch.uint8), quantizer.axis)
         self.clips = (low + shift, high + shift) != (0, 255)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxcompress.graph.edit import chain_under, constant_value, is_constant, module_of
 from fxcompress.graph.operators.calls import operator_of
 from fxcompress.lowering.clamps import clamp_bounds
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 
 # Operators that only move values: ONNX Runtime moves a DequantizeLinear through them.
 _MOVES = {
@@ -30,16 +30,16 @@ class IntegerCall:
     linear: bool
 
 
-def quantizer_under(gm: fx.GraphModule, node: Any) -> Quantizer | None:
+def quantizer_under(gm: fx.GraphModule, node: Any) -> UniformQuantizer | None:
     """Return the Quantizer in the chain of inserted modules that ends at `node`."""
     modules = (module_of(gm, call) for call in chain_under(gm, node))
-    return next((module for module in modules if isinstance(module, Quantizer)), None)
+    return next((module for module in modules if isinstance(module, UniformQuantizer)), None)
 
 
-def activations(gm: fx.GraphModule) -> dict[fx.Node, Quantizer]:
+def activations(gm: fx.GraphModule) -> dict[fx.Node, UniformQuantizer]:
     """Return the calls of quantizers that sit on activations, with their quantizers."""
     calls = [(node, module_of(gm, node)) for node in gm.graph.nodes]
-    return {node: found for node, found in calls if isinstance(found, Quantizer) and not is_constant(gm, node)}
+    return {node: found for node, found in calls if isinstance(found, UniformQuantizer) and not is_constant(gm, node)}
 
 
 def integer_calls(gm: fx.GraphModule) -> dict[fx.Node, IntegerCall]:
@@ -79,11 +79,11 @@ def feeds_float_layer(gm: fx.GraphModule, user: fx.Node, integer: dict[fx.Node, 
     return any(is_constant(gm, operand) for operand in user.all_input_nodes)
 
 
-def _quantizer_before(gm: fx.GraphModule, node: Any) -> Quantizer | None:
+def _quantizer_before(gm: fx.GraphModule, node: Any) -> UniformQuantizer | None:
     while isinstance(node, fx.Node) and _moves(gm, node):
         node = node.args[0]
     module = module_of(gm, node)
-    return module if isinstance(module, Quantizer) else None
+    return module if isinstance(module, UniformQuantizer) else None
 
 
 def _only_quantized(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -92,7 +92,7 @@ def _only_quantized(gm: fx.GraphModule, node: fx.Node) -> bool:
         return False
     (user,) = node.users
     module = module_of(gm, user)
-    if isinstance(module, Quantizer):
+    if isinstance(module, UniformQuantizer):
         return module.axis is None
     return clamp_bounds(user) is not None and _only_quantized(gm, user)
 

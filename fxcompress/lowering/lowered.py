@@ -60,8 +60,8 @@ def lower(
     that. In steps of the coarsest activation quantizer the outputs then differed by up to 2 with random weights, and
     by 5 in a trained ResNet-20. The default is 12 of these steps (4.7% at 8 bits) but at most 40%, and 0.001 without
     activation quantizers.
-    Raises LoweringError where the difference is larger, a Choice is open, the model cannot be exported or a package
-    is not installed; NotReadyError where a Quantizer has no range.
+    Raises LoweringError where the difference is larger, a Choice is open, a Quantizer is of a form that is not
+    lowered, the model cannot be exported or a package is not installed; NotReadyError where a Quantizer has no range.
     """
     if isinstance(model, Islands):
         raise LoweringError(

@@ -30,8 +30,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_inputs: 
     axis of each input stays free where the model permits. The bytes depend on nothing but the model and the shapes of
     `example_inputs` (one tensor, a tuple of positional arguments or a dict of keyword arguments). Above 2 GB the
     weights go to a second file, `path` + ".data". The model is not changed.
-    Raises LoweringError where a Choice is open, the model cannot be exported or a package is not installed,
-    NotReadyError where a Quantizer has no range.
+    Raises LoweringError where a Choice is open, a Quantizer is of a form that is not lowered, the model cannot be
+    exported or a package is not installed, NotReadyError where a Quantizer has no range.
     """
     path = Path(path)
     with staged(path.parent, *file_names(path)) as folder:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from fxcompress.lowering.export_modules import Weight, lift
 from fxcompress.lowering.integer_calls import IntegerCall
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 
 _BIAS_LIMIT = 2**30  # half the range of int32: the other half is for the products
 
 
-def stored_weight(value: Tensor, quantizer: Quantizer, calls: Iterable[IntegerCall]) -> Weight:
+def stored_weight(value: Tensor, quantizer: UniformQuantizer, calls: Iterable[IntegerCall]) -> Weight:
     """Return the weight `value`, which lies on the grid of `quantizer`, as codes for all its integer `calls`.
 
     A bias is stored in int32 steps of input scale times weight scale. In a channel whose weights are very small next

@@ -1,6 +1,6 @@
 """Calibration: gives every quantizer its range, weights from themselves and activations from data."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,30 +13,31 @@ from fxcompress.graph.inputs import batches
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.observers import OBSERVERS, Observer
 from fxcompress.measure.progress import progress
-from fxcompress.nn import Choice, Quantizer
+from fxcompress.nn import Choice, CodebookQuantizer, Layout, Quantizer
 
 _ROWS = 1024  # channels of a weight observed at a time: what an observer keeps for each adds up
 
-Ranges = dict[str, tuple[float, float]]
+Range = tuple[float, float]
+Ranges = Mapping[str, Mapping[str | None, Range]]  # of activations, by tensor and by option of a Choice, else by None
 
 
 class _Waiting(NamedTuple):
-    """A node whose quantizers need a range (several where bits are open).
+    """A node whose quantizers are not ready, by option; a decided one stands under None.
 
     `consumer` is the first layer that its tensor reaches; `observer` makes what is to find the range.
     """
 
     node: fx.Node
-    quantizers: tuple[Quantizer, ...]
+    quantizers: Mapping[str | None, Quantizer]
     consumer: str
     observer: Callable[[], Observer]
 
 
 def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | None = None) -> Ranges:
-    """Set the range of each quantizer that has none yet, with the observer that its rule names.
+    """Set the range of each quantizer that has none yet, with the observer that its rule names, and fit codebooks.
 
-    Weights need no data. Activations are observed over all batches of `data` with every quantizer off.
-    Returns the ranges of activations by tensor name.
+    Weights need no data. Activations are observed over all batches of `data` with every quantizer off. An observer
+    with `range_for` is asked for each quantizer on its own. Returns the ranges of activations.
     Raises NotReadyError when data is needed and missing or empty, or holds NaN or infinity (names batch and layer).
     """
     consumers = _consumers(gm)
@@ -46,30 +47,40 @@ def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | 
         found = _waiting(gm, node, consumers)
         if found is not None:
             (weights if is_constant(gm, node) else activations).append(found)
-    known: Ranges = {}
+    known: dict[str, dict[str | None, Range]] = {}
     with float_mode(gm), torch.no_grad():
         for found in weights:
             _set_ranges_of_weight(gm, found)
         observers = _observe(gm, activations, data, positional) if activations else []
         for found, observer in zip(activations, observers, strict=True):
-            low, high = observer.range()
-            for quantizer in found.quantizers:
+            ranges = known.setdefault(tensor_under(gm, found.node).name, {})
+            for label, quantizer in found.quantizers.items():
+                low, high = _range_for(observer, quantizer)
                 quantizer.set_range(low, high)
-            known[tensor_under(gm, found.node).name] = low.item(), high.item()
+                ranges[label] = low.item(), high.item()
     return known
 
 
 def _waiting(gm: fx.GraphModule, node: fx.Node, consumers: dict[fx.Node, str]) -> _Waiting | None:
     module = module_of(gm, node)
-    options = module.options.values() if isinstance(module, Choice) else [module]
-    quantizers = tuple(
-        one for one in options if isinstance(one, Quantizer) and not one.ready and one.observer is not None
-    )
+    options: Mapping[Any, nn.Module | None] = module.options if isinstance(module, Choice) else {None: module}
+    quantizers = {
+        label: one
+        for label, one in options.items()
+        if isinstance(one, Quantizer) and not one.ready and (one.observer is not None or not one.needs_range)
+    }
     if not quantizers:
         return None
-    reference: Any = quantizers[0].observer
-    function = reference.function(OBSERVERS)
-    return _Waiting(node, quantizers, consumers.get(node, node.name), lambda: function(**reference.args))
+
+    def observer() -> Observer:
+        reference = next(one.observer for one in quantizers.values() if one.observer is not None)
+        return reference.function(OBSERVERS)(**reference.args)
+
+    return _Waiting(node, quantizers, consumers.get(node, node.name), observer)
+
+
+def _range_for(observer: Any, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    return observer.range_for(quantizer) if hasattr(observer, "range_for") else observer.range()
 
 
 def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
@@ -82,16 +93,29 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
             "of the rules"
         )
     _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
-    axis = found.quantizers[0].axis
-    rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
-    ends: dict[Quantizer, list[tuple[Tensor, Tensor]]] = {quantizer: [] for quantizer in found.quantizers}
+    alike: dict[Layout, list[Quantizer]] = {}
+    for quantizer in found.quantizers.values():
+        if isinstance(quantizer, CodebookQuantizer) and not quantizer.needs_range:
+            quantizer.fit(weight)
+        else:
+            alike.setdefault(quantizer.layout, []).append(quantizer)
+    for layout, quantizers in alike.items():
+        observed = [_ranges_of_rows(rows, found.observer, quantizers) for rows in layout.whole_rows(weight)]
+        for index, quantizer in enumerate(quantizers):
+            quantizer.set_range(*(layout.gather([ends[index][side] for ends in observed]) for side in (0, 1)))
+
+
+def _ranges_of_rows(
+    rows: Tensor, new: Callable[[], Observer], quantizers: Sequence[Quantizer]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return for each quantizer the ends of each row."""
+    ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in quantizers]
     for some in rows.split(_ROWS):
-        observer = found.observer()
+        observer = new()
         observer.observe(some)
-        for quantizer, known in ends.items():
-            known.append(observer.range_for(quantizer) if hasattr(observer, "range_for") else observer.range())
-    for quantizer, known in ends.items():
-        quantizer.set_range(torch.cat([low for low, _ in known]), torch.cat([high for _, high in known]))
+        for known, quantizer in zip(ends, quantizers, strict=True):
+            known.append(_range_for(observer, quantizer))
+    return [(torch.cat([low for low, _ in known]), torch.cat([high for _, high in known])) for known in ends]
 
 
 def _observe(

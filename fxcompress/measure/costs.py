@@ -14,7 +14,6 @@ from fxcompress.measure.decisions import choice_of
 from fxcompress.measure.latency import Row, Table, flat, look_up
 from fxcompress.measure.options import LayerOption, Picks
 from fxcompress.nn import Choice, Quantizer
-from fxcompress.nn.packing import packed_bytes
 
 _FLOAT_BYTES = 4  # float tensors are exported as float32
 
@@ -22,7 +21,7 @@ CostModel = Callable[..., int]
 
 
 def size(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
-    """Return the bytes of a layer in the exported file: packed weight, scales, zero points and bias.
+    """Return the bytes of a layer in the exported file: packed weight, scales, zero points, levels and bias.
 
     The bias of a layer that runs in integers is an int32 with a scale for each channel. A tied weight counts at its
     first layer; what a batch norm was folded into is a weight of its own. Zeros take the same room as other values.
@@ -30,24 +29,14 @@ def size(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
     total = 0
     if option.weight_shape is not None:
         count = prod(option.weight_shape)
-        if option.weight is None:
-            stored = count * _FLOAT_BYTES
-        else:
-            stored = packed_bytes(count, option.weight.bits) + quantizer_bytes(option.weight)
+        stored = count * _FLOAT_BYTES if option.weight is None else option.weight.stored_bytes(count)
         total += stored * option.stored_weights
-    in_integers = layer.operator.integer and option.weight is not None and option.input is not None
+    pair = (option.weight, option.input)
+    in_integers = layer.operator.integer and all(one is not None and one.integer for one in pair)
     bias_bytes = 2 * _FLOAT_BYTES if in_integers else _FLOAT_BYTES
     for edge in layer.bias_edges():
         total += constant_value(gm, edge).numel() * bias_bytes if is_constant(gm, edge) else 0
     return total
-
-
-def quantizer_bytes(quantizer: Quantizer) -> int:
-    """Return the bytes that a quantizer's scales and zero points take in the exported file.
-
-    The zero points of symmetric quantizers are all alike and stored once, which is not counted.
-    """
-    return quantizer.scale.numel() * (_FLOAT_BYTES + (0 if quantizer.symmetric else 1))
 
 
 def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
@@ -65,10 +54,17 @@ def bops(gm: fx.GraphModule, layer: Layer, option: LayerOption) -> int:
 def latency(gm: fx.GraphModule, layer: Layer, option: LayerOption, *, table: Table | str) -> int:
     """Return the nanoseconds of all calls of a layer from a measured table; an operator without a weight takes none.
 
-    Raises NotReadyError when the table has no such entry, or when shapes are not known.
+    Raises NotReadyError when the table has no such entry, when shapes are not known, or for a quantizer that tables
+    do not speak of.
     """
     if option.weight_shape is None:
         return 0
+    for part, quantizer in (("weight", option.weight), ("input", option.input)):
+        if quantizer is not None and not quantizer.integer:
+            raise NotReadyError(
+                f"budget latency: the {part} of {layer.name!r} is {quantizer}, and a table knows uniform quantizers "
+                "of 2 to 8 bits with fixed ranges, per tensor or per channel; take it off the list"
+            )
     if option.input_shapes is None:
         raise NotReadyError(
             "budget latency needs the shapes that flow through the model: pass example_inputs=... or data=..."
@@ -111,7 +107,7 @@ def rest_size(gm: fx.GraphModule) -> int:
         if node.op == "get_attr":
             total += _float_bytes(get_tensor(gm, str(node.target)))
         elif isinstance(module, Quantizer):
-            total += quantizer_bytes(module)
+            total += module.stored_bytes(0)
         elif isinstance(module, nn.Module) and not isinstance(module, Choice):
             total += _float_bytes(*module.parameters(), *module.buffers())
     return total + _float_bytes(*_outside(gm))
@@ -135,7 +131,7 @@ def scales_size(gm: fx.GraphModule, picks: Picks) -> int:
         choice = choice_of(gm, name)
         option = choice.options[label]
         if "input.bits" in choice.settings[label] and isinstance(option, Quantizer):
-            total += quantizer_bytes(option)
+            total += option.stored_bytes(0)
     return total
 
 

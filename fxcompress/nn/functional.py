@@ -1,4 +1,4 @@
-"""Uniform affine quantization as tensor functions, with the straight-through estimator."""
+"""Quantization as tensor functions, with the straight-through estimator; folding of batch norm into weights."""
 
 from typing import Any
 
@@ -35,6 +35,60 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: 
     """Return `x` rounded to the grid of `scale` and `zero_point`, in the shape and dtype of `x`."""
     wide = x.to(torch.promote_types(x.dtype, scale.dtype))  # a half-precision quotient would miss codes
     return _FakeQuantize.apply(wide, scale, zero_point, low, high).to(x.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Return a value that was computed from the input as if it were the input, for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, inside: Tensor | None) -> Tensor:
+        if inside is not None:
+            ctx.save_for_backward(inside)
+        return value.view_as(value)  # an input that is returned as it is would be taken for changed in place
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad), None, None
+
+
+def straight_through(x: Tensor, value: Tensor, inside: Tensor | None = None) -> Tensor:
+    """Return `value`, the rounded `x`; the gradient goes to `x` where `inside` says so, everywhere by default."""
+    return _StraightThrough.apply(x, value, inside)
+
+
+def code_ends(bits: int, symmetric: bool, narrow: bool) -> tuple[int, int]:
+    """Return the lowest and the highest code of 2 to 8 or 16 bits, signed (symmetric) or unsigned.
+
+    Narrow codes leave out the lowest. Raises ValueError for another number of bits.
+    """
+    if not (2 <= bits <= 8 or bits == 16):
+        raise ValueError(f"a Quantizer has 2 to 8 bits, or 16, not {bits}")
+    lowest = -(2 ** (bits - 1)) if symmetric else 0
+    return lowest + narrow, lowest + 2**bits - 1
+
+
+def uniform_grid(
+    low: Tensor, high: Tensor, first: int, last: int, symmetric: bool, power_of_two: bool
+) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point with which the codes `first` .. `last` span `low` .. `high`, a range around zero.
+
+    Computed in the ranges' own float type; S = max(-low, high) / last and Z = 0 where symmetric, else
+    S = (high - low) / (last - first) and Z = round(first - low / S), half to even (Jacob et al. 2018, section 3).
+    """
+    span = torch.maximum(-low, high) if symmetric else high - low
+    steps = last if symmetric else last - first
+    if power_of_two:
+        span, steps = _next_power_of_two(span), last + 1
+    # an all-zero channel has no range; any grid represents it exactly
+    scale = torch.where(span == 0, 1.0, span / steps).clamp(min=torch.finfo(torch.float32).tiny)
+    zero_point = torch.zeros_like(scale) if symmetric else (first - low / scale).round().clamp(first, last)
+    return scale, zero_point
+
+
+def _next_power_of_two(x: Tensor) -> Tensor:
+    """Return the least powers of two that are not below positive numbers, 0 for 0."""
+    mantissa, exponent = torch.frexp(x)  # the mantissa is from 0.5 to below 1
+    return torch.where(x == 0, 0.0, torch.exp2((exponent - (mantissa == 0.5).int()).to(x.dtype)))
 
 
 def folded_weight(weight: Tensor, gamma: Tensor | None, variance: Tensor, eps: float, axis: int = 0) -> Tensor:

@@ -7,14 +7,14 @@ from torch import fx, nn
 
 from fxcompress.errors import PassError, PolicyError
 from fxcompress.graph import Layer
-from fxcompress.graph.edit import QUANTIZER_CHOICE, insert, tensor_under
+from fxcompress.graph.edit import QUANTIZER_CHOICE, constant_value, insert, tensor_under
 from fxcompress.nn import Choice, Quantizer
 from fxcompress.passes.apply import Selected, apply, has_computed_weight, selected_layers, warn_of_computed
+from fxcompress.passes.quantizer_options import options
 from fxcompress.passes.tensors import WeightTensor, end_of_chain, refuse_second, weight_tensors
 from fxcompress.policies import Quantize
 from fxcompress.policies.base import nearest
-from fxcompress.policies.rules import is_open
-from fxcompress.policies.steps import InputSpec, WeightSpec
+from fxcompress.policies.quantizing import InputSpec, WeightSpec
 
 
 class _Placement(NamedTuple):
@@ -31,7 +31,8 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
     """Put a quantizer on each weight and input that the rules name; each is named after its tensor.
 
     Layers that share a tensor share its quantizer. Raises PassError when two rules disagree on one tensor, and
-    PolicyError for a rule without bits. Warns of layers whose weight is computed, which stays as it is.
+    PolicyError for a rule without bits, for a token where there is none and for a range that nothing takes. Warns of
+    layers whose weight is computed, which stays as it is.
     """
     tensors = weight_tensors(gm)
     placements: dict[str, _Placement] = {}
@@ -48,9 +49,13 @@ def quantize(spec: Quantize, gm: fx.GraphModule) -> None:
                 _place_weight(selected, tensor, gm, placements)
         if selected.rule.input is not None:
             _place_inputs(selected, gm, placements)
-    for name in spec.ranges.keys() - placements.keys():
+    inputs = {name: one.spec for name, one in placements.items() if isinstance(one.spec, InputSpec)}
+    for name in spec.ranges:
         where = spec.at or spec.kind
-        raise PolicyError(f"{where}: ranges: no rule quantizes a tensor named {name!r}{nearest(name, placements)}")
+        if name not in inputs:
+            raise PolicyError(f"{where}: ranges: no rule quantizes an input named {name!r}{nearest(name, inputs)}")
+        if inputs[name].dynamic:
+            raise PolicyError(f"{where}: ranges: {name!r} is quantized with 'dynamic: true' and takes no range")
     for name, placement in placements.items():
         _insert(gm, name, placement, spec.ranges.get(name))
     warn_of_computed(computed)
@@ -68,13 +73,27 @@ def _place_weight(
 
 
 def _place_inputs(selected: Selected, gm: fx.GraphModule, placements: dict[str, _Placement]) -> None:
-    layer = selected.layer
+    layer, spec = selected.layer, selected.rule.input
+    _refuse_unclear_input(selected, spec)
     for edge in layer.input_edges():
         tensor = tensor_under(gm, edge)
         if tensor.op == "get_attr":  # a parameter that flows in like an activation, not one
             continue
         users = [call for call in layer.calls if edge in [call.args[i] for i in layer.operator.inputs]]
-        _place(tensor.name, _Placement(selected.rule.input, selected.at, layer, {tensor: users}), placements)
+        _place(tensor.name, _Placement(spec, selected.at, layer, {tensor: users}), placements)
+
+
+def _refuse_unclear_input(selected: Selected, spec: InputSpec) -> None:
+    """Raise PolicyError for what rules that are clear each on their own say together, and for tokens of images."""
+    layer, where = selected.layer, f"{selected.at}: input of {selected.layer.name!r}"
+    for field in ("per", "dynamic"):
+        if why := spec.meaningless(field):
+            raise PolicyError(f"{where}: {field} {why}")
+    if spec.per == "token" and layer.kind.startswith("conv"):
+        raise PolicyError(
+            f"{where}: the last axis of what enters a {layer.kind} is no features, so it has no tokens; write "
+            "'per: tensor' there"
+        )
 
 
 def _place(name: str, new: _Placement, placements: dict[str, _Placement]) -> None:
@@ -95,36 +114,19 @@ def _place(name: str, new: _Placement, placements: dict[str, _Placement]) -> Non
 
 
 def _insert(gm: fx.GraphModule, name: str, placement: _Placement, known: tuple[float, float] | None) -> None:
-    spec, layer = placement.spec, placement.layer
-    options = spec.bits if is_open(spec.bits) else (spec.bits,)
-    if options == ("float",):
+    node = next(iter(placement.nodes))
+    offered = options(
+        placement.spec, placement.layer.operator.out_axis, lambda: constant_value(gm, end_of_chain(gm, node)).shape
+    )
+    for option in offered if known is not None else ():
+        if isinstance(option.module, Quantizer):
+            option.module.set_range(*torch.tensor(known, dtype=torch.float64))
+    module, suffix = offered[0].module, "_quantizer"
+    if len(offered) > 1:
+        modules = {option.label: option.module for option in offered}
+        module, suffix = Choice(modules, {option.label: option.settings for option in offered}), QUANTIZER_CHOICE
+    elif isinstance(module, nn.Identity):
         return
-    modules = [_quantizer(bits, spec, layer, gm, known) for bits in options]
-    module: nn.Module = modules[0]
-    suffix = "_quantizer"
-    if is_open(spec.bits):
-        field = "weight.bits" if isinstance(spec, WeightSpec) else "input.bits"
-        labels = [one.dtype_name if isinstance(one, Quantizer) else "float" for one in modules]
-        settings = {label: {field: bits} for label, bits in zip(labels, options, strict=True)}
-        module, suffix = Choice(dict(zip(labels, modules, strict=True)), settings), QUANTIZER_CHOICE
     for node, users in placement.nodes.items():
         refuse_second(gm, node, Quantizer, placement.at)
         insert(gm, end_of_chain(gm, node), f"{name}{suffix}", module, users)
-
-
-def _quantizer(
-    bits: int | str, spec: WeightSpec | InputSpec, layer: Layer, gm: fx.GraphModule, known: tuple[float, float] | None
-) -> nn.Module:
-    if bits == "float":
-        return nn.Identity()
-    axis = channels = None
-    if isinstance(spec, WeightSpec) and spec.per == "channel":
-        axis = layer.operator.out_axis
-        channels = layer.weight_tensor(gm).shape[axis]
-    quantizer = Quantizer(
-        int(bits), symmetric=spec.symmetric, axis=axis, channels=channels, power_of_two=spec.power_of_two
-    )
-    quantizer.observer = spec.observer
-    if known is not None:
-        quantizer.set_range(*torch.tensor(known, dtype=torch.float64))
-    return quantizer

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from fxcompress.graph.coverage import coverage
+from fxcompress.graph.edit import QUANTIZER_CHOICE, tensor_under
 from fxcompress.graph.shapes import Shapes
-from fxcompress.measure.calibrate import Ranges
-from fxcompress.measure.options import LayerOption, Survey, Surveyed, survey
+from fxcompress.measure.calibrate import Range, Ranges
+from fxcompress.measure.options import LayerOption, Picks, Survey, Surveyed, survey
+from fxcompress.nn import DynamicQuantizer, Quantizer, UniformQuantizer
 from fxcompress.planning.decide import Decided
 from fxcompress.planning.prices import Price
 from fxcompress.planning.resolved import Settings, resolved, without_resolved
@@ -36,16 +38,40 @@ def lock(
     settings = resolved(policy.steps, matched, layers)
     for layer, fields in (decided.settings if decided else {}).items():
         settings.setdefault(layer, {}).update(fields)
-    closed = (_close(step, said, settings, ranges) for step, said in zip(policy.steps, matched, strict=True))
+    taken = _taken(ranges, decided.picks if decided else {})
+    closed = (
+        _close(step, said, settings, _of_step(step, said, layers, taken, gm))
+        for step, said in zip(policy.steps, matched, strict=True)
+    )
     record = _record(policy, matched, gm, layers, original, decided)
     steps = tuple(step for step in closed if step is not None)
-    return Plan(version=policy.version, capture=coverage(gm).way, steps=steps, plan=record)
+    tuned: dict[str, Any] = {"tune": policy.tune} if policy.tune else {}
+    return Plan(version=policy.version, capture=coverage(gm).way, steps=steps, plan=record, **tuned)
 
 
-def _close(step: Step, matched: Sequence[Matched[Any]], settings: Settings, ranges: Ranges) -> Step | None:
+def _taken(ranges: Ranges, picks: Picks) -> dict[str, Range]:
+    """Return the range of each activation for the option that its Choice took; float has none."""
+    labels = {tensor: picks.get(f"{tensor}{QUANTIZER_CHOICE}") for tensor in ranges}
+    return {tensor: found[labels[tensor]] for tensor, found in ranges.items() if labels[tensor] in found}
+
+
+def _of_step(
+    step: Step, matched: Sequence[Matched[Any]], layers: Survey, ranges: Mapping[str, Range], gm: fx.GraphModule
+) -> dict[str, Range]:
+    """Return the ranges of the inputs that a quantize step speaks of."""
+    if not isinstance(step, Quantize):
+        return {}
+    spoken = [layers[one.subject.name].layer for one in matched if one.rule.input and one.subject.name in layers]
+    inputs = {tensor_under(gm, edge).name for layer in spoken for edge in layer.input_edges()}
+    return {name: range_ for name, range_ in ranges.items() if name in inputs}
+
+
+def _close(
+    step: Step, matched: Sequence[Matched[Any]], settings: Settings, ranges: Mapping[str, Range]
+) -> Step | None:
     closed = step.closed(matched, settings)
     if isinstance(step, Quantize) and ranges:
-        return closed.replaced(ranges=ranges | step.ranges)
+        return closed.replaced(ranges={**ranges, **step.ranges})
     return without_resolved(closed, settings)
 
 
@@ -169,7 +195,17 @@ def _row(one: Surveyed, option: LayerOption, size: Price, bops: Price | None, re
 
 
 def _describe(option: LayerOption) -> str:
-    """Say how a layer runs in the field's short form, for example `W4A8, 50% sparse`."""
-    short = f"W{option.weight_bits}" if option.weight else ""
-    short += f"A{option.input_bits}" if option.input else ""
+    """Say how a layer runs in the field's short form, for example `W4A8, 50% sparse` or `W4 g128 A8 dynamic`."""
+    weight, input = (_short(one) for one in (option.weight, option.input))
+    space = " " if weight and input and not weight.isdigit() else ""
+    short = (f"W{weight}" if weight else "") + space + (f"A{input}" if input else "")
     return ", ".join([short or "float", *([f"{option.sparsity:.0%} sparse"] if option.sparsity else [])])
+
+
+def _short(quantizer: Quantizer | None) -> str:
+    if quantizer is None:
+        return ""
+    name = str(quantizer.bits) if isinstance(quantizer, UniformQuantizer | DynamicQuantizer) else quantizer.dtype_name
+    if quantizer.layout.per == "group":
+        return f"{name} g{quantizer.layout.group_size}"
+    return f"{name} dynamic" if isinstance(quantizer, DynamicQuantizer) else name

@@ -48,5 +48,9 @@ def _standing(step: Quantize | Prune, rule: Any, option: LayerOption) -> Iterato
         return
     for field, quantizer in (("weight", option.weight), ("input", option.input)):
         spec = getattr(rule, field)
-        if spec is not None and is_open(spec.bits):
-            yield f"{field}.bits", "float" if quantizer is None else quantizer.bits
+        if spec is None:
+            continue
+        if is_open(spec.bits):
+            yield f"{field}.bits", "float" if quantizer is None else quantizer.precision
+        if quantizer is not None and quantizer.layout.per == "group" and is_open(spec.group_size):
+            yield f"{field}.group_size", quantizer.layout.group_size

@@ -7,12 +7,15 @@ from pydantic import BeforeValidator, Discriminator, SerializeAsAny, Tag, Valida
 
 from fxcompress.errors import PolicyError
 from fxcompress.policies.base import nearest, problem, problem_at
+from fxcompress.policies.quantizing import Quantize
 from fxcompress.policies.reference import DOTTED_PATTERN, check_allowed, is_dotted, load_attribute
 from fxcompress.policies.step import Step
-from fxcompress.policies.steps import FoldBatchNorm, Prune, Quantize, Resolve, Supernet
+from fxcompress.policies.steps import Equalize, FoldBatchNorm, Prune, Resolve, SplitChannels, Supernet
 
 BUILT_IN: Mapping[str, type[Step]] = {
     "fold_batch_norm": FoldBatchNorm,
+    "equalize": Equalize,
+    "split_channels": SplitChannels,
     "quantize": Quantize,
     "prune": Prune,
     "supernet": Supernet,
@@ -78,6 +81,8 @@ class _StepSchema:
 
 AnyStep: TypeAlias = Annotated[
     Annotated[FoldBatchNorm, Tag("fold_batch_norm")]
+    | Annotated[Equalize, Tag("equalize")]
+    | Annotated[SplitChannels, Tag("split_channels")]
     | Annotated[Quantize, Tag("quantize")]
     | Annotated[Prune, Tag("prune")]
     | Annotated[Supernet, Tag("supernet")]

@@ -13,6 +13,7 @@ from fxcompress.policies.reference import is_dotted
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.search import Budget, Search
 from fxcompress.policies.step import RuleStep
+from fxcompress.policies.tuning import Tuning
 from fxcompress.policies.write import dump, write_text
 
 __all__ = ["Budget", "BudgetRecord", "LayerRecord", "Plan", "Policy", "Record", "Search", "Solution", "Totals", "Way"]
@@ -29,6 +30,7 @@ class Policy(Strict):
     version: Annotated[Literal[1], Field(description="Version of the form of policy files")]
     steps: Annotated[tuple[AnyStep, ...], Field(description="What is done, in order", json_schema_extra=_NOT_EMPTY)]
     search: Annotated[Search | None, Field(description="What the solver is asked where values are open")] = None
+    tune: Annotated[tuple[Tuning, ...], Field(description="What is done with data after calibration, in order")] = ()
     capture: Annotated[Way, Field(description="How the model becomes a graph; a plan says how it did")] = "auto"
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -68,6 +68,12 @@ class Reference(Strict):
     def plain(self) -> Any:
         return {self.name: self.args} if self.args else self.name
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments, also those that were left out and have a default."""
+        known = self.known().get(self.name)
+        return dict(self.args) if known is None else known.model_validate(self.args).model_dump()
+
     def function(self, ours: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
         """Return the function: one of `ours` for a bare name, otherwise the imported attribute."""
         return ours[self.name] if self.name in ours else load_attribute(self.name, self.at)

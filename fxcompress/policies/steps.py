@@ -1,84 +1,12 @@
-"""The steps of a policy: what each pass is told to do."""
+"""The steps of a policy but quantize: what each pass is told to do."""
 
-from collections.abc import Mapping
-from math import isfinite
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
-from fxcompress.policies.base import Strict, problem
-from fxcompress.policies.reference import Reference
 from fxcompress.policies.rules import Rule
 from fxcompress.policies.step import RuleStep, Step
-from fxcompress.policies.values import Bits, KernelSize, Sparsity
-
-
-class NoArguments(Strict):
-    """No arguments."""
-
-
-class MovingAverage(Strict):
-    """Arguments of the moving average observer."""
-
-    momentum: Annotated[float, Field(ge=0, lt=1, description="Share of the former average that a batch leaves")] = (
-        0.99
-    )
-
-
-class Percentile(Strict):
-    """Arguments of the percentile observer."""
-
-    q: Annotated[float, Field(gt=50, le=100, description="Clip at this percentile of |x|, for example 99.99")] = 99.99
-
-
-class Observer(Reference):
-    """How the range of a tensor is found: `minmax`, `{percentile: {q: 99.99}}` or your own class."""
-
-    @classmethod
-    def known(cls) -> Mapping[str, type[Strict]]:
-        return {"minmax": NoArguments, "percentile": Percentile}
-
-
-class InputObserver(Observer):
-    """How the range of an input is found: also `moving_average`, which follows the batches."""
-
-    @classmethod
-    def known(cls) -> Mapping[str, type[Strict]]:
-        return {**super().known(), "moving_average": MovingAverage}
-
-
-class WeightObserver(Observer):
-    """How the range of a weight is found: also `mse`, the range whose grid has the least squared error."""
-
-    @classmethod
-    def known(cls) -> Mapping[str, type[Strict]]:
-        return {**super().known(), "mse": NoArguments}
-
-
-_BITS = "Bit-width 2 to 8, or float for no quantization; a list is open: the solver chooses"
-_SYMMETRIC = "Signed codes around zero, or unsigned ones with a zero point"
-_POWER_OF_TWO = "Scales are powers of two, for engines that shift instead of multiplying"
-
-
-class WeightSpec(Strict):
-    """How a weight is quantized."""
-
-    bits: Annotated[Bits, Field(description=_BITS)] = "float"
-    per: Annotated[
-        Literal["channel", "tensor"], Field(description="One scale for each output channel, or one in all")
-    ] = "channel"
-    symmetric: Annotated[bool, Field(description=_SYMMETRIC)] = True
-    power_of_two: Annotated[bool, Field(description=_POWER_OF_TWO)] = False
-    observer: WeightObserver = WeightObserver(name="minmax")
-
-
-class InputSpec(Strict):
-    """How the tensor that enters an operator is quantized, with one scale for the tensor."""
-
-    bits: Annotated[Bits, Field(description=_BITS)] = "float"
-    symmetric: Annotated[bool, Field(description=_SYMMETRIC)] = False
-    power_of_two: Annotated[bool, Field(description=_POWER_OF_TWO)] = False
-    observer: InputObserver = InputObserver(name="minmax")
+from fxcompress.policies.values import KernelSize, Sparsity
 
 
 class FoldBatchNorm(Step):
@@ -87,35 +15,32 @@ class FoldBatchNorm(Step):
     kind: Literal["fold_batch_norm"] = "fold_batch_norm"
 
 
-class QuantizeRule(Rule):
-    """Quantize the weight of a layer, the tensor that enters it, or both."""
+class Equalize(Step):
+    """Even out the ranges of channels between layers by scaling, which changes nothing the model computes."""
 
-    weight: Annotated[WeightSpec | None, Field(description="How the weight is quantized")] = None
-    input: Annotated[InputSpec | None, Field(description="How the tensor that enters is quantized")] = None
-
-
-def _range(value: Any) -> tuple[float, float]:
-    numbers = tuple(value) if isinstance(value, list | tuple) else ()
-    real = all(isinstance(number, int | float) and isfinite(number) for number in numbers)
-    if len(numbers) != 2 or not real or numbers[0] > numbers[1]:
-        raise problem(f"{value!r} is not a range; write two numbers, [low, high]")
-    return float(numbers[0]), float(numbers[1])
+    kind: Literal["equalize"] = "equalize"
+    absorb_bias: Annotated[
+        bool, Field(description="Move large biases before a ReLU into the next layer, as far as batch norm allows")
+    ] = True
+    replace_relu6: Annotated[
+        bool, Field(description="Put ReLU in the place of ReLU6 between layers, which cannot be scaled across")
+    ] = True
 
 
-_RANGE_SCHEMA = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-Range: TypeAlias = Annotated[tuple[float, float], BeforeValidator(_range), WithJsonSchema(_RANGE_SCHEMA)]
+class SplitChannelsRule(Rule):
+    """Halve the outliers of a weight by computing the input channels that hold them twice."""
+
+    ratio: Annotated[float, Field(gt=0, le=1, description="Share of input channels added, rounded up")] = 0.02
 
 
-class Quantize(RuleStep):
-    """Put quantizers on weights and on the inputs of operators."""
+class SplitChannels(RuleStep):
+    """Split the input channels that hold the largest weights in two (outlier channel splitting)."""
 
-    open_fields = ("weight.bits", "input.bits")
-    weight_fields = ("weight",)
-    kind: Literal["quantize"] = "quantize"
-    rules: Annotated[tuple[QuantizeRule, ...], Field(description="What is quantized and how; the last match wins")]
-    ranges: Annotated[
-        dict[str, Range], Field(description="Known ranges of inputs by tensor; the others are calibrated")
-    ] = {}
+    weight_fields = ("ratio",)
+    kind: Literal["split_channels"] = "split_channels"
+    rules: Annotated[
+        tuple[SplitChannelsRule, ...], Field(description="What is split and how far; the last match wins")
+    ]
 
 
 class PruneRule(Rule):

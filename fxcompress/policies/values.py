@@ -1,4 +1,4 @@
-"""The values that a solver can choose: bits, sparsity, kernel size; a list where one value stands is open."""
+"""The values that a solver can choose, bits to kernel sizes; a list where one value stands is open."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
@@ -33,10 +33,33 @@ def or_open_schema(one: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 2, "uniqueItems": True}]}
 
 
-def _bits(value: Any) -> Any:
-    if value == "float" or (isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 8):
-        return value
-    raise ValueError(f"{value!r} bits are not accepted; write a whole number from 2 to 8, or 'float'")
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[Any], Any]:
+    """Return the check of bits: 2 to 8, 16, or one of some words."""
+    accepted = f"write a whole number from 2 to 8, 16, {', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+
+    def check(value: Any) -> Any:
+        if (isinstance(value, str) and value in words) or (is_whole(value) and (2 <= value <= 8 or value == 16)):
+            return value
+        raise ValueError(f"{value!r} bits are not accepted; {accepted}")
+
+    return check
+
+
+def _bits_schema(words: tuple[str, ...]) -> dict[str, Any]:
+    return or_open_schema({"anyOf": [{"type": "integer", "minimum": 2, "maximum": 8}, {"enum": [16, *words]}]})
+
+
+def _group_size(value: Any) -> int:
+    if is_whole(value) and value >= 2:
+        return int(value)
+    raise ValueError(
+        f"a group size of {value!r} is not accepted; write a whole number of weights from 2, such as 128"
+    )
 
 
 def _sparsity(value: Any) -> float:
@@ -46,16 +69,28 @@ def _sparsity(value: Any) -> float:
 
 
 def _kernel_size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % 2 == 1:
-        return value
+    if is_whole(value) and value > 0 and value % 2 == 1:
+        return int(value)
     raise ValueError(f"a kernel size of {value!r} is not accepted; write a positive odd number such as 1, 3 or 5")
 
 
-_BITS_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 2, "maximum": 8}, {"const": "float"}]}
+FLOAT8 = ("e4m3", "e5m2")
+SIGNS = ("binary", "ternary")
 _KERNEL_SCHEMA = {"type": "integer", "minimum": 1, "not": {"multipleOf": 2}}
+_GROUP_SCHEMA = {"type": "integer", "minimum": 2}
 _SPARSITY_SCHEMA = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+_INPUT_WORDS = (*FLOAT8, "float")
+_WEIGHT_WORDS = (*SIGNS, *_INPUT_WORDS)
 
-Bits: TypeAlias = Annotated[Any, BeforeValidator(or_open(_bits)), WithJsonSchema(or_open_schema(_BITS_SCHEMA))]
+WeightBits: TypeAlias = Annotated[
+    Any, BeforeValidator(or_open(_one_of(_WEIGHT_WORDS))), WithJsonSchema(_bits_schema(_WEIGHT_WORDS))
+]
+InputBits: TypeAlias = Annotated[
+    Any, BeforeValidator(or_open(_one_of(_INPUT_WORDS))), WithJsonSchema(_bits_schema(_INPUT_WORDS))
+]
+GroupSize: TypeAlias = Annotated[
+    Any, BeforeValidator(or_open(_group_size)), WithJsonSchema(or_open_schema(_GROUP_SCHEMA))
+]
 Sparsity: TypeAlias = Annotated[
     Any, BeforeValidator(or_open(_sparsity)), WithJsonSchema(or_open_schema(_SPARSITY_SCHEMA))
 ]

@@ -57,7 +57,7 @@ def _is_guard(node: fx.Node) -> bool:
 def _box(gm: fx.GraphModule, node: fx.Node, layer: Layer | None, known: Shapes, unseen: set[str]) -> Contents:
     module = module_of(gm, node)
     if inserted(gm, node):
-        return Contents([Line(repr(module))], type(module).__name__)
+        return Contents([Line(repr(module))], module._get_name())
     work = macs(gm, replace(layer, calls=(node,)), known) if layer is not None and layer.weight is not None else 0
     shape = shape_text(known[node][0]) if node in known else ""
     facts = " · ".join(filter(None, (_kind(node, module), shape, f"{work:,} MACs" if work else "")))
@@ -75,7 +75,7 @@ def _kind(node: fx.Node, module: nn.Module | None) -> str:
     if row is not None:
         return row.kind
     if module is not None:
-        return repr(module) if isinstance(module, Choice) else type(module).__name__
+        return repr(module) if isinstance(module, Choice) else module._get_name()
     return target.__name__ if callable(target) else {"placeholder": "input", "output": ""}.get(node.op, target)
 
 
@@ -110,4 +110,4 @@ def _followed(edge: Any) -> tuple[str, list[fx.Node]]:
 def _edit(gm: fx.GraphModule, node: fx.Node, name: str) -> Line:
     module = module_of(gm, node)
     text = _kind(node, None) if module is None else repr(module)
-    return Line(f"{name}: {text}" if name else text, "" if module is None else type(module).__name__)
+    return Line(f"{name}: {text}" if name else text, "" if module is None else module._get_name())

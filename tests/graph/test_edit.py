@@ -21,7 +21,7 @@ from fxcompress.graph.edit import (
     tensor_under,
 )
 from fxcompress.graph.operators.calls import argument_node
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import Choice, Mask, UniformQuantizer
 from fxcompress.nn.functional import folded_bias
 
 
@@ -35,7 +35,7 @@ def named(gm, name):
 
 
 def quantizer():
-    return Quantizer(8, symmetric=True)
+    return UniformQuantizer(8, symmetric=True)
 
 
 def test_a_module_on_an_edge(gm, reads):

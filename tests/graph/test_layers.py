@@ -7,7 +7,7 @@ from torch import nn
 
 from fxcompress.graph import capture, layers
 from fxcompress.graph.edit import insert
-from fxcompress.nn import Mask, Quantizer
+from fxcompress.nn import Mask, UniformQuantizer
 
 
 def rows(gm):
@@ -120,7 +120,7 @@ def test_a_layer_is_found_through_what_stands_on_its_weight(model):
     gm = capture(model(lambda self, x: self.fc(self.fc(x)), fc=nn.Linear(2, 2)))
     weight = next(node for node in gm.graph.nodes if node.target == "fc.weight")
     mask = insert(gm, weight, "fc.weight_mask", Mask(torch.ones(2, 2)), list(weight.users))
-    quantizer = insert(gm, mask, "fc.weight_quantizer", Quantizer(4, symmetric=True), list(mask.users))
+    quantizer = insert(gm, mask, "fc.weight_quantizer", UniformQuantizer(4, symmetric=True), list(mask.users))
     (layer,) = layers(gm)
     assert (layer.name, layer.weight, layer.owner) == ("fc", "fc.weight", "fc.weight")
     assert layer.weight_edges() == [quantizer]

@@ -7,7 +7,7 @@ from torch import nn
 from fxcompress.graph import capture
 from fxcompress.graph.module_kinds import TRANSPARENT, is_kept, is_opaque
 from fxcompress.graph.operators.calls import operator_of
-from fxcompress.nn import Mask, Quantizer
+from fxcompress.nn import Mask, UniformQuantizer
 from tests.graph.operators.spellings import CUBE, IMAGE, LINE, TOKENS, X
 
 MODULES = [
@@ -46,7 +46,7 @@ def test_every_transparent_module_is_tested():
         *((module, False, False) for module in (nn.Linear(2, 2), nn.Sequential(), nn.ModuleList(), nn.Identity())),
         *((module, True, False) for module in (nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm1d(2))),
         *((module, True, False) for module in (nn.Dropout(), nn.AlphaDropout(), nn.Dropout3d())),
-        *((module, True, False) for module in (Quantizer(8, symmetric=True), Mask(torch.ones(2)))),
+        *((module, True, False) for module in (UniformQuantizer(8, symmetric=True), Mask(torch.ones(2)))),
         *((module, False, True) for module in (nn.LSTM(2, 2), nn.GRUCell(2, 2), nn.MultiheadAttention(2, 1))),
         *((module, False, True) for module in (nn.EmbeddingBag(2, 2), nn.RReLU(), nn.CrossEntropyLoss())),
         *((module, False, True) for module in (nn.Embedding(2, 2, max_norm=1.0), nn.Bilinear(2, 2, 2))),

@@ -5,7 +5,7 @@ from torch import nn
 
 from fxcompress.graph import capture
 from fxcompress.graph.edit import insert
-from fxcompress.nn import Choice, Quantizer
+from fxcompress.nn import Choice, UniformQuantizer
 
 
 class Net(nn.Module):
@@ -48,9 +48,9 @@ def test_every_kind_of_line(reads):
 def test_inserted_modules(reads):
     gm = capture(nn.Sequential(nn.Linear(2, 2)))
     nodes = {node.name: node for node in gm.graph.nodes}
-    bits = {f"int{bits}": Quantizer(bits, symmetric=True, axis=0, channels=2) for bits in (4, 8)}
+    bits = {f"int{bits}": UniformQuantizer(bits, symmetric=True, axis=0, channels=2) for bits in (4, 8)}
     insert(gm, nodes["_0_weight"], "0.weight_choice", Choice(bits, {"int4": {}, "int8": {}}), [nodes["_0"]])
-    insert(gm, nodes["input_1"], "input_1_quantizer", Quantizer(8, symmetric=False), [nodes["_0"]])
+    insert(gm, nodes["input_1"], "input_1_quantizer", UniformQuantizer(8, symmetric=False), [nodes["_0"]])
     reads(
         gm,
         """

@@ -7,7 +7,7 @@ from torch import nn
 from fxcompress.errors import PassError
 from fxcompress.graph import capture, verify
 from fxcompress.graph.edit import insert
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import Choice, Mask, UniformQuantizer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def node(gm, name):
 
 
 def quantizer(bits=8):
-    return Quantizer(bits, symmetric=True)
+    return UniformQuantizer(bits, symmetric=True)
 
 
 def test_a_sound_graph(gm):

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxcompress.graph import capture, layers
 from fxcompress.graph.edit import constant_value, insert, is_constant
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 
 
 class _Recorder(fx.Interpreter):
@@ -39,7 +39,7 @@ def _quantize(model, *inputs, weight=8, activation=8, symmetric=False, skip=()):
             value, axis = constant_value(gm, edge).detach(), layer.operator.out_axis
             quantizer = dict(gm.named_modules()).get(f"{layer.owner}_quantizer")
             if quantizer is None:
-                quantizer = Quantizer(weight, symmetric=True, axis=axis, channels=value.shape[axis])
+                quantizer = UniformQuantizer(weight, symmetric=True, axis=axis, channels=value.shape[axis])
                 others = [other for other in range(value.dim()) if other != axis]
                 quantizer.set_range(value.amin(others), value.amax(others))
             insert(gm, edge, f"{layer.owner}_quantizer", quantizer, list(edge.users))
@@ -48,7 +48,7 @@ def _quantize(model, *inputs, weight=8, activation=8, symmetric=False, skip=()):
         if node.name in skip or node.op == "output" or any(clamped) or is_constant(gm, node):
             continue
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            quantizer = Quantizer(activation, symmetric=symmetric)
+            quantizer = UniformQuantizer(activation, symmetric=symmetric)
             quantizer.set_range(value.amin(), value.amax())
             insert(gm, node, f"{node.name}_quantizer", quantizer, list(node.users))
     gm.recompile()

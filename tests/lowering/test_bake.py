@@ -12,7 +12,7 @@ from fxcompress.graph import capture, text
 from fxcompress.graph.edit import insert
 from fxcompress.lowering.bake import bake
 from fxcompress.lowering.export_modules import Bias, Weight
-from fxcompress.nn import Quantizer
+from fxcompress.nn import Quantizer, UniformQuantizer
 from fxcompress.nn.functional import folded_weight
 
 
@@ -62,7 +62,7 @@ def test_text(quantize):
 def test_stored_codes_mean_what_the_quantizer_gives(bits, symmetric, axis):
     gm = capture(nn.Linear(7, 5, bias=False))
     edge = next(node for node in gm.graph.nodes if node.op == "get_attr")
-    quantizer = Quantizer(bits, symmetric=symmetric, axis=axis, channels=None if axis is None else 5)
+    quantizer = UniformQuantizer(bits, symmetric=symmetric, axis=axis, channels=None if axis is None else 5)
     value = gm.weight.detach()
     quantizer.set_range(value.amin(1), value.amax(1)) if axis == 0 else quantizer.set_range(value.min(), value.max())
     insert(gm, edge, "weight_quantizer", quantizer, list(edge.users))
@@ -101,7 +101,7 @@ def test_one_weight_folded_in_two_ways_is_stored_twice():
 
     model = Folded()
     gm = capture(model)
-    quantizer = Quantizer(6, symmetric=True)
+    quantizer = UniformQuantizer(6, symmetric=True)
     quantizer.set_range(torch.tensor(-2.0), torch.tensor(2.0))
     for call, name in zip(gm.graph.find_nodes(op="call_function", target=F.conv2d), ("one", "two"), strict=True):
         with gm.graph.inserting_before(call):

@@ -8,7 +8,7 @@ from torch import nn
 from fxcompress.graph import capture
 from fxcompress.graph.edit import insert
 from fxcompress.lowering.clamps import absorb_clamp
-from fxcompress.nn import Quantizer
+from fxcompress.nn import UniformQuantizer
 
 
 class Clamped(nn.Module):
@@ -33,7 +33,7 @@ def _absorbed(function, quantizer):
 )
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_clamp_on_codes(function, symmetric):
-    quantizer = Quantizer(5, symmetric=symmetric)
+    quantizer = UniformQuantizer(5, symmetric=symmetric)
     quantizer.set_range(torch.tensor(-1.3), torch.tensor(1.9))
     clamp, call, (low, high) = _absorbed(function, quantizer)
     x = torch.linspace(-3, 3, 1001)
@@ -43,7 +43,7 @@ def test_clamp_on_codes(function, symmetric):
 
 @pytest.mark.parametrize("function", [torch.tanh, lambda x: torch.clamp(x, torch.tensor(0.0))])
 def test_other_operators_stay(function):
-    quantizer = Quantizer(4, symmetric=True)
+    quantizer = UniformQuantizer(4, symmetric=True)
     quantizer.set_range(torch.tensor(-1.0), torch.tensor(1.0))
     before, call, codes = _absorbed(function, quantizer)
     assert call.args[0] is before
@@ -51,7 +51,7 @@ def test_other_operators_stay(function):
 
 
 def test_a_clamp_that_others_read_stays():
-    quantizer = Quantizer(8, symmetric=False)
+    quantizer = UniformQuantizer(8, symmetric=False)
     quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
     gm = capture(nn.Sequential(nn.ReLU(), nn.Tanh()))
     relu, tanh = (node for node in gm.graph.nodes if node.op == "call_function")

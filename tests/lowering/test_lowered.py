@@ -12,7 +12,7 @@ import fxcompress
 from fxcompress.errors import LoweringError, NotReadyError
 from fxcompress.graph import capture
 from fxcompress.lowering import lower
-from fxcompress.nn import Choice, Quantizer
+from fxcompress.nn import Choice, UniformQuantizer
 from fxcompress.nn.packing import packed_bytes
 
 
@@ -47,7 +47,7 @@ def test_activations_are_quantized_exactly(bits, symmetric, power_of_two, tmp_pa
     x = torch.randn(1000) * 3
     gm = capture(Two(), x)
     for output in list(gm.graph.find_nodes(op="output")[0].args[0]):
-        quantizer = Quantizer(bits, symmetric=symmetric, power_of_two=power_of_two)
+        quantizer = UniformQuantizer(bits, symmetric=symmetric, power_of_two=power_of_two)
         quantizer.set_range(torch.tensor(-1.1), torch.tensor(1.4))
         gm.add_module(f"{output.name}_quantizer", quantizer)
         with gm.graph.inserting_after(output):
@@ -159,7 +159,7 @@ def test_an_open_choice(tmp_path):
 
 
 def test_no_range(tmp_path):
-    model = nn.Sequential(Quantizer(4, symmetric=True))
+    model = nn.Sequential(UniformQuantizer(4, symmetric=True))
     with pytest.raises(NotReadyError, match=r"Quantizer '0' \(Quantizer\(int4, per tensor\)\) has no range: cali"):
         lower(model, tmp_path / "model.onnx", torch.randn(2))
 

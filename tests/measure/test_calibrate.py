@@ -64,8 +64,8 @@ def test_any_data(data):
     gm = quantized(INPUTS)
     ranges = calibrate(gm, data)
     x = torch.cat(batches())
-    assert ranges["x"] == (x.min().item(), x.max().item())
-    assert ranges["relu"][0] == 0.0
+    assert ranges["x"] == {None: (x.min().item(), x.max().item())}
+    assert ranges["relu"][None][0] == 0.0
     assert list(ranges) == ["x", "relu"]
     assert all(module.ready for module in gm.modules() if isinstance(module, Quantizer))
 
@@ -75,7 +75,7 @@ def test_activations_are_those_of_the_float_model_in_eval_mode():
     ranges = calibrate(gm, batches())
     x = torch.cat(batches())
     expected = torch.relu(torch.nn.functional.linear(x, gm.get_parameter("a.weight"), gm.get_parameter("a.bias")))
-    assert ranges["relu"] == (expected.min().item(), pytest.approx(expected.max().item()))
+    assert ranges["relu"][None] == (expected.min().item(), pytest.approx(expected.max().item()))
 
 
 def test_modes_come_back():
@@ -120,6 +120,85 @@ def test_all_options_get_the_range():
     assert isinstance(choice, Choice)
     low, high = (option.scale * (2**option.bits - 1) for option in choice.options.values())
     torch.testing.assert_close(low, high)
+
+
+class WidthOfBits:
+    """An observer that answers with the bits of the quantizer."""
+
+    def observe(self, x):
+        pass
+
+    def range(self):
+        raise AssertionError("range_for is asked instead")
+
+    def range_for(self, quantizer):
+        return torch.full((1,), -1.0), torch.full((1,), float(quantizer.bits))
+
+
+def test_each_option_of_an_input_has_the_range_for_its_bits():
+    observer = f"{__name__}:WidthOfBits"
+    gm = quantized({"input": {"bits": (4, "e4m3", "float", 8), "observer": observer}})
+    ranges = calibrate(gm, batches())
+    assert ranges["x"] == {"uint4": (-1.0, 4.0), "float8_e4m3": (-1.0, 8.0), "uint8": (-1.0, 8.0)}
+    options = gm.get_submodule("x_quantizer_choice").options
+    assert options["uint4"].scale.item() == pytest.approx(5 / 15)
+    assert options["uint8"].scale.item() == pytest.approx(9 / 255)
+    assert options["float8_e4m3"].scale.item() == pytest.approx(8 / 448)
+
+
+def test_each_option_of_a_weight_has_its_own_layout():
+    weight = {"bits": ("ternary", 4), "per": "group", "group_size": (2, 4)}
+    model = nn.Sequential(nn.Linear(6, 3))
+    gm = quantized({"weight": weight}, model=model)
+    assert calibrate(gm, None) == {}
+    rows = model[0].weight.detach()
+    for size in (2, 4):
+        parts = [part.abs() for part in rows.split(size, dim=1)]
+        options = gm.get_submodule("0.weight_quantizer_choice").options
+        expected = torch.stack([part.amax(1) for part in parts], 1) / 7
+        torch.testing.assert_close(options[f"int4 g{size}"].scale, expected)
+        kept = [part > 0.7 * part.mean(1, keepdim=True) for part in parts]
+        means = [(part * one).sum(1) / one.sum(1) for part, one in zip(parts, kept, strict=True)]
+        torch.testing.assert_close(options[f"ternary g{size}"].scale, torch.stack(means, 1))
+
+
+def test_the_short_last_group_is_observed_without_padding():
+    """With zeros in the row, half of it would be below any percentile."""
+    weight = {"bits": 4, "per": "group", "group_size": 100, "observer": {"percentile": {"q": 51}}}
+    model = nn.Sequential(nn.Linear(102, 1))
+    gm = quantized({"weight": weight}, model=model)
+    calibrate(gm, None)
+    last = gm.get_submodule("0.weight_quantizer").scale[0, 1] * 7
+    torch.testing.assert_close(last, model[0].weight[0, 100:].detach().abs().max(), rtol=1e-3, atol=0)
+
+
+def test_codebooks_are_fitted_to_the_masked_weight():
+    gm = quantized({"weight": {"bits": 2, "codebook": "kmeans"}})
+    apply(Prune(rules=({"sparsity": 0.5},)), gm)
+    calibrate(gm, None)
+    quantizer, mask = gm.get_submodule("a.weight_quantizer"), gm.get_submodule("a.weight_mask").mask
+    masked = gm.get_parameter("a.weight") * mask
+    assert torch.equal(quantizer(masked), masked)  # three different values
+    assert (quantizer.levels == 0).any()
+
+
+def test_dynamic_inputs_need_no_data():
+    gm = quantized({"weight": {"bits": 4}, "input": {"bits": 8, "dynamic": True, "per": "token"}})
+    assert calibrate(gm, None) == {}
+    assert gm(torch.randn(3, 2)).shape == (3, 2)
+
+
+def test_a_forgotten_range_is_found_again():
+    gm = quantized(INPUTS | WEIGHTS)
+    calibrate(gm, batches())
+    found = [module for module in gm.modules() if isinstance(module, Quantizer)]
+    before = [module.scale.clone() for module in found]
+    for module in found:
+        module.forget_range()
+    ranges = calibrate(gm, [2 * x for x in batches()])
+    assert ranges["x"][None] == (2 * torch.cat(batches()).min(), 2 * torch.cat(batches()).max())
+    x_scale = next(place for place, one in enumerate(found) if one is gm.get_submodule("x_quantizer"))
+    torch.testing.assert_close(found[x_scale].scale, 2 * before[x_scale])
 
 
 def test_what_is_ready_stays():

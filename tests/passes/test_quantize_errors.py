@@ -60,9 +60,42 @@ def test_a_rule_for_the_weight_of_an_add(do, residual):
 
 def test_a_range_of_no_tensor(do):
     step = Quantize(rules=[{"input": {"bits": 8}}], ranges={"inptu": (0.0, 1.0)})
-    said = r"quantize: ranges: no rule quantizes a tensor named 'inptu' \(did you mean 'input_1'\?\)"
+    said = r"quantize: ranges: no rule quantizes an input named 'inptu' \(did you mean 'input_1'\?\)"
     with pytest.raises(PolicyError, match=said):
         do(capture(nn.Sequential(nn.Linear(2, 2))), step)
+
+
+def test_a_range_of_a_weight_or_of_a_dynamic_input(do):
+    net = nn.Sequential(nn.Linear(2, 2))
+    rule = {"weight": {"bits": 8}, "input": {"bits": 8, "dynamic": True}}
+    for name, said in (
+        ("0.weight", r"quantize: ranges: no rule quantizes an input named '0\.weight'"),
+        ("input_1", "quantize: ranges: 'input_1' is quantized with 'dynamic: true' and takes no range"),
+    ):
+        with pytest.raises(PolicyError, match=said):
+            do(capture(net), Quantize(rules=[rule], ranges={name: (0.0, 1.0)}))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose2d])
+def test_tokens_of_images(kind, do):
+    rule = {"input": {"bits": 8, "dynamic": True, "per": "token"}}
+    said = (
+        r"quantize rule 1: input of '1': the last axis of what enters a conv\w+ is no features, so it has no tokens; "
+        "write 'per: tensor' there"
+    )
+    with pytest.raises(PolicyError, match=said):
+        do(capture(nn.Sequential(nn.Linear(2, 2), kind(2, 2, 1))), quantize(rule))
+
+
+def test_rules_that_mean_nothing_together(do):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tokens = {"input": {"bits": 8, "dynamic": True, "per": "token"}}
+    for later, said in (
+        ({"dynamic": False}, "quantize rule 2: input of '1': per token needs 'dynamic: true'"),
+        ({"bits": "e4m3"}, "quantize rule 2: input of '1': dynamic is for whole numbers of bits, not for 'e4m3'"),
+    ):
+        with pytest.raises(PolicyError, match=said):
+            do(capture(net), quantize(tokens, {"select": {"names": ["1"]}, "input": later}))
 
 
 def test_a_computed_weight_is_not_skipped_silently(do):

@@ -5,12 +5,13 @@ import pytest
 from fxcompress.errors import PolicyError
 from fxcompress.policies import parse, read
 
-ACCEPTED = "accepted: fold_batch_norm, quantize, prune, supernet, resolve, or your own as package.module:Class"
+ACCEPTED = "accepted: fold_batch_norm, equalize, split_channels, quantize, prune, supernet, resolve, or your own as package.module:Class"
 FORM = "a step is a mapping with a kind, for example 'kind: quantize'"
-BITS = "bits are not accepted; write a whole number from 2 to 8, or 'float'"
+WORDS = "'binary', 'ternary', 'e4m3', 'e5m2' or 'float'"
+BITS = f"bits are not accepted; write a whole number from 2 to 8, 16, {WORDS}"
 SPARSITY = "is not accepted; write the share of zeros, from 0.0 to below 1.0"
 OPTIONS = "a list offers two or more different options; write one value plainly"
-WEIGHT = "accepted: bits, per, symmetric, power_of_two, observer"
+WEIGHT = "accepted: bits, per, group_size, symmetric, narrow, power_of_two, codebook, observer"
 RANGE = "is not a range; write two numbers, [low, high]"
 OWN = "or your own as package.module:attribute"
 SIZES = "accepted units: %, B, kB, KB, MB, GB, KiB, MiB, GiB"
@@ -34,16 +35,16 @@ def indented(text, spaces):
     [
         ("weights: {}", 5, ".weights", "unknown key 'weights' (did you mean 'weight'?); accepted: select, weight, "
          "input"),
-        ("weight: {bits: 4, size: x}", 5, ".weight.size", f"unknown key 'size'; {WEIGHT}"),
+        ("weight: {bits: 4, width: x}", 5, ".weight.width", f"unknown key 'width'; {WEIGHT}"),
         ("weight:\n  bits: 4\n  pre: x", 7, ".weight.pre", f"unknown key 'pre' (did you mean 'per'?); {WEIGHT}"),
-        ("input: {per: tensor}", 5, ".input.per",
-         "unknown key 'per'; accepted: bits, symmetric, power_of_two, observer"),
+        ("input: {group_size: 8}", 5, ".input.group_size",
+         "unknown key 'group_size'; accepted: bits, symmetric, narrow, power_of_two, dynamic, per, observer"),
         ("weight: {bits: 9}", 5, ".weight.bits", f"9 {BITS}"),
         ("weight: {bits: 1}", 5, ".weight.bits", f"1 {BITS}"),
         ("weight: {bits: 4.5}", 5, ".weight.bits", f"4.5 {BITS}"),
         ("weight: {bits: true}", 5, ".weight.bits", f"True {BITS}"),
         ("weight: {bits: int8}", 5, ".weight.bits", f"'int8' {BITS}"),
-        ("weight:\n  bits: [4, 16]", 6, ".weight.bits", f"16 {BITS}"),
+        ("weight:\n  bits: [4, 12]", 6, ".weight.bits", f"12 {BITS}"),
         ("weight: {bits: [8]}", 5, ".weight.bits", OPTIONS),
         ("weight: {bits: [8, 8]}", 5, ".weight.bits", OPTIONS),
         ("weight: {symmetric: 7}", 5, ".weight.symmetric", "should be true or false, not 7"),
@@ -52,12 +53,12 @@ def indented(text, spaces):
         ("select: {names: [a, 1]}", 5, ".select.names[1]", "should be a text, not 1"),
         ("weight: {observer: [minmax]}", 5, ".weight.observer", "write a name, or one name with its arguments: "
          "'name: {argument: value}'"),
-        ("weight: {per: chanel}", 5, ".weight.per", "should be 'channel' or 'tensor', not 'chanel' (did you mean "
-         "'channel'?)"),
+        ("weight: {per: chanel}", 5, ".weight.per", "should be 'channel', 'tensor' or 'group', not 'chanel' (did "
+         "you mean 'channel'?)"),
         ("weight: {observer: min_max}", 5, ".weight.observer", "unknown name 'min_max' (did you mean 'minmax'?); "
-         f"accepted: minmax, percentile, mse, {OWN}"),
-        ("input: {observer: mse}", 5, ".input.observer",
-         f"unknown name 'mse'; accepted: minmax, percentile, moving_average, {OWN}"),
+         f"accepted: minmax, percentile, entropy, mse, aciq, {OWN}"),
+        ("weight: {observer: moving_average}", 5, ".weight.observer",
+         f"unknown name 'moving_average'; accepted: minmax, percentile, entropy, mse, aciq, {OWN}"),
         ("input:\n  observer:\n    percentile:\n      q: 5", 8, ".input.observer.percentile.q", "should be greater "
          "than 50, not 5"),
         ("input:\n  observer:\n    percentile:\n      p: 9", 8, ".input.observer.percentile.p", "unknown key 'p'; "
@@ -142,7 +143,7 @@ def test_searches(search, line, key, said):
         ("version: 2\nsteps: [fold_batch_norm]", "1: version: should be 1, not 2"),
         ("version: '1'\nsteps: [fold_batch_norm]", "1: version: should be 1, not '1'"),
         ("version: 1\nstep: []", "2: step: unknown key 'step' (did you mean 'steps'?); accepted: version, steps, "
-         "search, capture"),
+         "search, tune, capture"),
         ("version: 1\nsteps: [fold_batch_norm]\nsearch: {budgets: {size: 25%}}", "3: search: has nothing to choose: "
          "no bits or sparsity is open; offer a list such as 'bits: [4, 8]'"),
         ("version: 1\nsteps: [a\nsearch: b", "3: not valid YAML: expected ',' or ']', but got ':'"),

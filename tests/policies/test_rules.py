@@ -7,7 +7,7 @@ import pytest
 from fxcompress.errors import PolicyError
 from fxcompress.policies import Prune, Select, parse
 from fxcompress.policies.rules import Subject, exactly, match
-from fxcompress.policies.steps import QuantizeRule
+from fxcompress.policies.quantizing import QuantizeRule
 
 KINDS = ("add", "conv2d", "conv_transpose2d", "linear")
 SUBJECTS = [

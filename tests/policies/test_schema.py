@@ -44,6 +44,21 @@ GOOD = [
         select={"names": ["conv*"], "ops": ["conv2d"]}, weight={"bits": "float", "per": "tensor", "symmetric": False}
     ),
     rule(weight={"observer": "mse"}, input={"bits": 2, "observer": {"percentile": {"q": 99.9}}}),
+    rule(weight={"bits": 16, "narrow": False}, input={"bits": 16, "narrow": None}),
+    rule(weight={"bits": "ternary", "per": "group", "group_size": 2}, input={"bits": "e5m2"}),
+    rule(
+        weight={"bits": 4, "codebook": "apot", "observer": "mse"}, input={"bits": 4, "dynamic": True, "per": "token"}
+    ),
+    rule(weight={"bits": "e4m3", "observer": "minmax"}, input={"bits": 8, "dynamic": False, "observer": "minmax"}),
+    rule(weight={"bits": 8, "codebook": "kmeans", "per": "tensor"}, input={"dynamic": True, "symmetric": True}),
+    rule(weight={"codebook": None, "symmetric": True}, input={"bits": "float", "symmetric": True}),
+    of(
+        {"kind": "quantize", "rules": [{"weight": {"bits": ["binary", 4], "symmetric": False, "observer": "mse"}}]},
+        search=SIZE,
+    ),
+    of({"kind": "quantize", "rules": [{"weight": {"bits": 4, "per": "group", "group_size": [32, 64]}}]}, search=SIZE),
+    of({"kind": "quantize", "rules": [{"weight": {"bits": [4, "float"], "codebook": "apot"}}]}, search=SIZE),
+    of({"kind": "quantize", "rules": [{"input": {"bits": ["e4m3", 8], "symmetric": True}}]}, search=SIZE),
     rule(weight=None, input={"observer": {"minmax": None}}),
     rule(input={"observer": "math:sqrt"}),
     rule(input={"observer": {"math:sqrt": {"of": 2}}}),
@@ -78,7 +93,29 @@ BAD = [
     rule(weight={"bits": "int8"}),
     rule(select={"names": "conv1"}, weight={"bits": 8}),
     rule(select={"names": []}, weight={"bits": 8}),
-    rule(input={"bits": 8, "observer": "mse"}),
+    rule(weight={"bits": 12}),
+    rule(weight={"bits": True}),
+    rule(input={"bits": "ternary"}),
+    rule(weight={"bits": 4, "per": "token"}),
+    rule(input={"bits": 4, "per": "group"}),
+    rule(weight={"bits": 4, "per": "group", "group_size": 1}),
+    rule(weight={"bits": 4, "per": "group", "group_size": [32]}),
+    rule(weight={"bits": 4, "per": "channel", "group_size": 32}),
+    rule(weight={"bits": 16, "codebook": "apot"}),
+    rule(weight={"bits": "e4m3", "codebook": "kmeans"}),
+    of({"kind": "quantize", "rules": [{"weight": {"bits": [4, "ternary"], "codebook": "apot"}}]}, search=SIZE),
+    rule(weight={"bits": 4, "codebook": "apot", "symmetric": True}),
+    rule(weight={"bits": "ternary", "narrow": True}),
+    rule(weight={"bits": "e5m2", "power_of_two": True}),
+    of({"kind": "quantize", "rules": [{"weight": {"bits": ["binary", "e4m3"], "symmetric": True}}]}, search=SIZE),
+    rule(weight={"bits": "binary", "observer": "minmax"}),
+    rule(weight={"bits": 4, "codebook": "kmeans", "observer": "minmax"}),
+    rule(weight={"bits": 4, "codebook": "kmeans", "per": "channel"}),
+    rule(input={"bits": 8, "dynamic": False, "per": "token"}),
+    rule(input={"bits": 8, "dynamic": True, "observer": "minmax"}),
+    rule(input={"bits": "e4m3", "dynamic": True}),
+    rule(input={"bits": "e4m3", "symmetric": True}),
+    rule(weight={"bits": 8, "observer": "moving_average"}),
     rule(input={"bits": 8, "observer": {"percentile": {"p": 99}}}),
     rule(input={"bits": 8, "observer": {"percentile": {}, "minmax": {}}}),
     of({**QUANTIZE, "ranges": {"x": [1]}}),
@@ -151,10 +188,15 @@ def test_each_step_has_its_own_schema():
         step = schema()["$defs"][reference.rpartition("/")[2]]
         assert step["required"][0] == "kind"
         assert read(of({"kind": step["properties"]["kind"]["const"]} | example(step))).steps
-    assert len(references) == 5
+    assert len(references) == 7
 
 
 def example(step):
-    rules = {"quantize": {"weight": {"bits": 8}}, "prune": {"sparsity": 0.5}, "supernet": {"kernel_size": 3}}
+    rules = {
+        "quantize": {"weight": {"bits": 8}},
+        "prune": {"sparsity": 0.5},
+        "supernet": {"kernel_size": 3},
+        "split_channels": {"ratio": 0.1},
+    }
     kind = step["properties"]["kind"]["const"]
     return {"rules": [rules[kind]]} if kind in rules else {"choose": {"a": "b"}} if kind == "resolve" else {}

@@ -21,7 +21,7 @@ from fxcompress.graph.mode import FollowsMode
 from fxcompress.graph.operators.calls import operator_of
 from fxcompress.graph.operators.table import OPERATORS
 from fxcompress.graph.regions import Region
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import Choice, CodebookQuantizer, Mask, Quantizer
 
 _BY_CLASS: dict[str, Rule] = {
     "elementwise": rules.elementwise,
@@ -228,11 +228,11 @@ class Follower:
 
     def _through(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Return what a module computes, with its parameters among the arguments of an operator of the same kind."""
-        call = Call(type(module).__name__.lower(), module, args, kwargs, module(*values(args), **values(kwargs)))
+        call = Call(module._get_name().lower(), module, args, kwargs, module(*values(args), **values(kwargs)))
         if not isinstance(module, Choice):
             return self._of_module(module, call)
         for option in module.branches:  # whichever it will be
-            self._of_module(option, replace(call, name=type(option).__name__.lower()))
+            self._of_module(option, replace(call, name=option._get_name().lower()))
         return rules.same(self.couplings, call)
 
     def _of_module(self, module: nn.Module, call: Call) -> Any:
@@ -265,6 +265,8 @@ class Follower:
         elif isinstance(module, Mask):
             name, arguments = "mul", [self.parameter(module.mask)]
         elif isinstance(module, Quantizer):
+            if module.layout.per == "group" or isinstance(module, CodebookQuantizer):
+                return None  # groups and levels are made for the channels that there are
             shape = [-1 if axis == module.axis else 1 for axis in range(source.value.dim())]
             read = self._read_all(module.buffers())
             arguments = [flow.reshaped(shape if flow.value.dim() else ()) for flow in read]

@@ -10,7 +10,7 @@ from torch import nn
 from fxcompress.graph import capture
 from fxcompress.graph.channels import channel_groups
 from fxcompress.graph.edit import insert
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import Choice, Mask, UniformQuantizer
 from fxcompress.passes import apply
 from fxcompress.policies import FoldBatchNorm
 from tests.graph.channels.models import Decoder, Dense, MobileBlock, Packed, SplitAttention
@@ -159,11 +159,11 @@ def test_what_passes_put_on_edges(model):
     net = model(lambda self, x: self.b(torch.relu(self.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
     gm, x = capture(net, torch.randn(2, 3)), torch.randn(2, 3)
     weight, relu = (next(n for n in gm.graph.nodes if n.name == name) for name in ("a_weight", "relu"))
-    scale = Quantizer(4, symmetric=True, axis=0, channels=4)
+    scale = UniformQuantizer(4, symmetric=True, axis=0, channels=4)
     scale.set_range(-torch.ones(4), torch.ones(4))
     masked = insert(gm, weight, "a.weight_mask", Mask(torch.ones(4, 3)), list(weight.users))
     insert(gm, masked, "a.weight_quantizer", scale, list(masked.users))
-    options = {"first": Quantizer(4, symmetric=False), "second": Mask(torch.ones(2, 4))}
+    options = {"first": UniformQuantizer(4, symmetric=False), "second": Mask(torch.ones(2, 4))}
     insert(gm, relu, "relu_quantizer_choice", Choice(options, {key: {} for key in options}), list(relu.users))
     gm.recompile()
     (found,) = [line for line in shown(channel_groups(gm, x)) if "scale" in line]

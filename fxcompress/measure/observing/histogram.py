@@ -1,0 +1,79 @@
+"""The histogram of signed values that observers read: one pass, bounded memory, exact counts."""
+
+import torch
+from torch import Tensor
+
+from fxcompress.measure.observing.ranges import MinMax
+
+_LOG_BINS = 13
+BINS = 2**_LOG_BINS  # on each side of zero
+_LEAST = -126 + _LOG_BINS  # exponent of the top at which a bin is as narrow as the least normal float32
+_PIECE = 2**17  # values counted at a time: they stay in the cache
+
+
+class Histogram(MinMax):
+    """Counts of the values of each channel in equal bins from -top to top, which are `BINS` on each side of zero.
+
+    Tops are powers of two above the largest magnitude seen. So a bin is a power of two wide, its index is exact in
+    floating point (but for negative values next to nothing, which may count as zero), and when a larger value comes
+    whole groups of bins become one: the counts are those that all values together would give, whatever the order in
+    which they came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = torch.zeros(0)
+        self._exponent = torch.zeros(0)
+
+    def observe(self, x: Tensor) -> None:
+        """Count `x`, finite values of shape (channels, values)."""
+        super().observe(x)
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        if not len(self.counts):
+            self.counts = torch.zeros(len(x), 2 * BINS, dtype=torch.int64, device=x.device)
+            self._exponent = torch.full((len(x),), _LEAST, device=x.device)
+        self._widen()
+        per_value = torch.exp2((_LOG_BINS - self._exponent).to(x.dtype)).unsqueeze(1)
+        middle = torch.arange(len(x), device=x.device).mul_(2 * BINS).add_(BINS).unsqueeze(1)
+        narrow = (torch.int16, torch.int32)
+        middle = middle.to(next((one for one in narrow if self.counts.numel() <= torch.iinfo(one).max), torch.int64))
+        for piece in x.split(_PIECE, dim=1):
+            index = (piece * per_value).floor_().to(middle.dtype).add_(middle)
+            found = torch.bincount(index.flatten(), minlength=self.counts.numel())
+            self.counts += found.view_as(self.counts)
+
+    def _widen(self) -> None:
+        """Merge bins until the largest magnitude seen has one."""
+        largest = self.largest()
+        needed = torch.where(largest > 0, torch.frexp(largest).exponent, _LEAST)
+        merged = (needed - self._exponent).clamp_(min=0)
+        if not merged.any():
+            return
+        self._exponent += merged
+        old = torch.arange(-BINS, BINS, device=merged.device)
+        new = (old >> merged.clamp(max=_LOG_BINS).unsqueeze(1)) + BINS
+        self.counts = torch.zeros_like(self.counts).scatter_add_(1, new, self.counts)
+
+    def largest(self) -> Tensor:
+        """Return the largest magnitude seen of each channel."""
+        low, high = self.range()
+        return torch.maximum(-low, high).to(torch.promote_types(low.dtype, torch.float32))
+
+    @property
+    def width(self) -> Tensor:
+        """The width of a bin of each channel, in float64."""
+        return torch.exp2((self._exponent - _LOG_BINS).double())
+
+    def magnitudes(self) -> Tensor:
+        """Return the counts of magnitudes, of shape (channels, BINS)."""
+        return self.counts[:, BINS:] + self.counts[:, :BINS].flip(1)
+
+    def centers(self) -> Tensor:
+        """Return the middle of each bin of each channel, in float64."""
+        middle = torch.arange(-BINS, BINS, dtype=torch.float64, device=self.counts.device) + 0.5
+        return middle * self.width.unsqueeze(1)
+
+    def clipped(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of low .. high in which something was seen."""
+        seen_low, seen_high = self.range()
+        return torch.maximum(low.to(seen_low), seen_low), torch.minimum(high.to(seen_high), seen_high)
