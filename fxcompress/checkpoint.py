@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import CompressError
 from fxcompress.graph.ties import memory
-from fxcompress.pipeline import transform
+from fxcompress.pipeline import rebuild
 from fxcompress.planning.holder import plan_of
-from fxcompress.policies import dump, parse
+from fxcompress.policies import Plan, dump, parse
 from fxcompress.staging import staged
 
 MODEL, POLICY = "model.safetensors", "policy.yaml"
@@ -54,10 +54,11 @@ def load(directory: str | os.PathLike[str], model: nn.Module, *, example_inputs:
             "plan with transform(model, plan)"
         )
     plan = parse(metadata["plan"], str(folder / POLICY))
+    assert isinstance(plan, Plan)
     if plan.capture in ("export", "islands") and example_inputs is None:
         raise CompressError(f"{folder} was captured by {plan.capture}, which runs the model: pass example_inputs=...")
     try:
-        gm = transform(model, plan, example_inputs=example_inputs)
+        gm = rebuild(model, plan, example_inputs=example_inputs)
     except CompressError as error:
         raise CompressError(f"{folder} was saved from another model than {type(model).__name__}: {error}") from error
     _fill(gm, tensors, f"{folder / MODEL} was saved from another model than {type(model).__name__}")

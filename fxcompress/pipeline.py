@@ -23,6 +23,7 @@ from fxcompress.planning.prices import float_prices
 from fxcompress.policies import Plan, Policy, RuleStep, Step, read
 from fxcompress.policies.policy import Way
 from fxcompress.policies.rules import Matched
+from fxcompress.tune.run import tune
 
 AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
 
@@ -35,22 +36,38 @@ def transform(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     capture: Way | None = None,
+    cache: str | PathLike[str] | None = None,
 ) -> fx.GraphModule:
     """Return a compressed copy of `model` as the policy or plan says; `model` is not changed.
 
     `policy` is a preset's name, a file, a mapping, a Policy, or a Plan, which is applied without measuring again.
     `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` is any
     iterable of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. `capture`
-    says how the model becomes a graph, in the place of the policy's word. The result is called, trained, moved and
-    saved like the original, under the original parameter names.
+    says how the model becomes a graph, in the place of the policy's word. `cache` is a folder in which tuning keeps
+    what it has done, so that the same call goes on after a kill. The result is called, trained, moved and saved like
+    the original, under the original parameter names.
     Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
     """
     data = rereadable(data)
     decided = plan(model, policy, example_inputs=example_inputs, data=data, loss=loss, capture=capture)
+    gm, positional = _built(model, decided, example_inputs, data)
+    tune(gm, decided.tune, data, positional, cache)
+    return hold(gm, decided)
+
+
+def rebuild(model: nn.Module, decided: Plan, *, example_inputs: Any = None) -> fx.GraphModule:
+    """Return the compressed model that a plan gives as far as it needs no data: to be filled with a saved state."""
+    gm, _ = _built(model, decided, example_inputs, None)
+    return hold(gm, decided)
+
+
+def _built(
+    model: nn.Module, decided: Plan, example_inputs: Any, data: Iterable[Any] | None
+) -> tuple[fx.GraphModule, int | None]:
     gm, known = checked_capture(model, example_inputs, data, decided.capture)
     run(decided.steps, gm)
     calibrate(gm, data, known.positional)
-    return hold(gm, decided)
+    return gm, known.positional
 
 
 def plan(

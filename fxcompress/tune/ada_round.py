@@ -1,0 +1,52 @@
+"""AdaRound: layer by layer, each weight is rounded up or down so that the layer's output stays what it was."""
+
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from fxcompress.graph.edit import is_constant
+from fxcompress.graph.operators.calls import operator_of
+from fxcompress.measure.progress import progress
+from fxcompress.tune.finished import Finished
+from fxcompress.tune.parts import constants_of
+from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
+from fxcompress.tune.soft_rounding import SoftRounding
+from fxcompress.tune.walk import Stretch, Walk
+from fxcompress.tune.weights import Tunable, float_weight, store, uniform
+
+_CLAMPS = ("relu", "relu6", "hardtanh")  # a layer's output counts behind these
+
+
+def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
+    """Learn for each weight in turn which elements are rounded up (Nagel et al. 2020, sections 3.3 and 3.4).
+
+    A layer's input is that of the network quantized so far, its target the output of the float model. The chosen
+    roundings become the parameter's values, so that rounding to nearest gives them ever after.
+    """
+    recipe = Recipe(**arguments)
+    for stretch in progress(walk.stretches(), "rounding"):
+        for one, quantizer in uniform(stretch.tunables):
+            rounding = SoftRounding(quantizer, float_weight(gm, one))
+            work = partial(_round, stretch, one, rounding, recipe)
+            finished.once(one.layer.name, gm, [one.parameter(gm)], work)
+
+
+def _round(stretch: Stretch, one: Tunable, rounding: SoftRounding, recipe: Recipe) -> None:
+    calls = [call for call in one.calls if call in stretch.part.nodes]
+    samples = [sample for call in calls for sample in _samples(stretch, call)]
+    constants = constants_of(stretch.part.constants, calls)
+    reconstruct(stretch.gm, constants, samples, {one.node: rounding}, {}, recipe)
+    store(stretch.gm, one, rounding.hard())
+
+
+def _samples(stretch: Stretch, call: fx.Node) -> list[Sample]:
+    users = list(call.users)
+    operator = operator_of(users[0])
+    clamped = len(users) == 1 and operator is not None and operator.kind in _CLAMPS
+    nodes = (call, users[0]) if clamped else (call,)
+    inputs = [node for node in call.all_input_nodes if not is_constant(stretch.gm, node)]
+    return [
+        Sample(nodes, nodes[-1:], dict(zip(inputs, values, strict=True)), target)
+        for values, target in zip(stretch.quantized(*inputs), stretch.float(nodes[-1]), strict=True)
+    ]

@@ -1,0 +1,69 @@
+"""Block reconstruction: the roundings and activation scales of a block are learned together, block by block."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxcompress.graph.edit import get_tensor, module_of
+from fxcompress.measure.progress import progress
+from fxcompress.nn import UniformQuantizer
+from fxcompress.tune.finished import Finished
+from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
+from fxcompress.tune.soft_rounding import LearnedScale, SoftRounding
+from fxcompress.tune.walk import Stretch, Walk
+from fxcompress.tune.weights import Tunable, float_weight, store, uniform
+
+Scales = Mapping[fx.Node, LearnedScale]
+
+
+def block_reconstruction(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
+    """Learn for each block in turn its roundings and the scales of its activations (BRECQ, Li et al. 2021).
+
+    Blocks are the parts of the walk: a residual block, or a layer with what follows it (section 3.2 there). A block's
+    input is that of the network quantized so far, its target the output of the block in the float model.
+    """
+    recipe = Recipe(**arguments)
+    for stretch in progress(walk.stretches(), "reconstructing"):
+        weights = {
+            one: SoftRounding(quantizer, float_weight(gm, one)) for one, quantizer in uniform(stretch.tunables)
+        }
+        scales = _scales(stretch) if recipe.scale_learning_rate else {}
+        names = [one.parameter(gm) for one in weights] + [f"{node.target}.scale" for node in scales]
+        if names:
+            work = partial(_reconstruct, stretch, weights, scales, recipe)
+            finished.once(names[0], gm, dict.fromkeys(names), work)
+
+
+def _scales(stretch: Stretch) -> Scales:
+    """Return a learned scale for each call of an activation's quantizer; calls of one quantizer share theirs."""
+    found: dict[UniformQuantizer, LearnedScale] = {}
+    scales = {}
+    for node in stretch.part.nodes:
+        quantizer = module_of(stretch.gm, node)
+        if isinstance(quantizer, UniformQuantizer) and quantizer.enabled:
+            scales[node] = found.setdefault(quantizer, LearnedScale(quantizer))
+    return scales
+
+
+def _reconstruct(stretch: Stretch, weights: Mapping[Tunable, SoftRounding], scales: Scales, recipe: Recipe) -> None:
+    roundings = {one.node: rounding for one, rounding in weights.items()}
+    reconstruct(stretch.gm, stretch.part.constants, _samples(stretch), roundings, scales, recipe)
+    for one, rounding in weights.items():
+        store(stretch.gm, one, rounding.hard())
+    for node, learned in scales.items():
+        get_tensor(stretch.gm, f"{node.target}.scale").copy_(learned.scale.detach())
+
+
+def _samples(stretch: Stretch) -> list[Sample]:
+    outputs = tuple(node for node in stretch.part.gives if node in stretch.part.nodes)
+    samples = []
+    for values, given in zip(stretch.before, stretch.float(*outputs), strict=True):
+        targets = {
+            node: value
+            for node, value in zip(outputs, given, strict=True)
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        samples.append(Sample(stretch.part.nodes, tuple(targets), values, tuple(targets.values())))
+    return samples

@@ -1,0 +1,67 @@
+"""Tuning as a policy states it: each step in order, on the quantized graph."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxcompress.errors import NotReadyError
+from fxcompress.graph.inputs import Arguments, batches
+from fxcompress.graph.mode import eval_mode
+from fxcompress.policies import Tuning
+from fxcompress.tune.ada_round import ada_round
+from fxcompress.tune.block_reconstruction import block_reconstruction
+from fxcompress.tune.finished import finished
+from fxcompress.tune.walk import Walk
+
+STEPS: Mapping[str, Callable[..., None]] = {"ada_round": ada_round, "block_reconstruction": block_reconstruction}
+
+
+def tune(
+    gm: fx.GraphModule,
+    steps: Sequence[Tuning],
+    data: Iterable[Any] | None,
+    positional: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> None:
+    """Apply the steps of `tune` in order, in eval mode; `gm` is changed.
+
+    A step of ours takes (gm, walk, finished, **arguments), one of the user's own (gm, data, **arguments). What is
+    done is kept under `cache`. Raises NotReadyError where a step needs data and there is none.
+    """
+    walk = Walk(gm, partial(_inputs, gm, data, positional), several=len(steps) > 1)
+    for step in steps:
+        function = step.function(STEPS)
+        with eval_mode(gm):
+            if step.name in STEPS:
+                kept = finished(cache, step, _fingerprint(data) if cache else "", model=gm)
+                function(gm, walk, kept, **step.arguments)
+            else:
+                function(gm, data, **step.args)
+
+
+def _inputs(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | None) -> Iterator[Arguments]:
+    if data is None:
+        raise NotReadyError("tune needs data: pass data=loader, any iterable of batches")
+    empty = True
+    for batch in batches(gm, data, positional):
+        empty = False
+        yield batch.inputs
+    if empty:
+        raise NotReadyError("tune needs data, but `data` yielded no batch")
+
+
+def _fingerprint(data: Iterable[Any] | None) -> str:
+    digest = hashlib.sha256()
+    for batch in data or ():
+        for leaf in pytree.tree_leaves(batch):
+            if isinstance(leaf, Tensor):
+                digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            else:
+                digest.update(repr(leaf).encode())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Roundings and steps as things to be learned: by degrees while they are, whole when they are done."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.nn import UniformQuantizer
+
+_GAMMA, _ZETA = -0.1, 1.1  # the sigmoid is stretched beyond 0 and 1, so that it reaches both (AdaRound, equation 23)
+
+
+class SoftRounding(nn.Module):
+    """A weight on its quantizer's grid, each element between two codes (Nagel et al. 2020, section 3).
+
+    W~ = S * (clip(floor(W / S) + Z + h(V), low, high) - Z) with h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1);
+    V starts where h(V) is the fraction that floor leaves, so that W~ starts as W. Zeros of the weight stay zero.
+    """
+
+    def __init__(self, quantizer: UniformQuantizer, weight: Tensor) -> None:
+        super().__init__()
+        self._low, self._high = quantizer.low, quantizer.high
+        self._scale = quantizer.layout.spread(quantizer.scale, weight)
+        self._zero_point = quantizer.layout.spread(quantizer.zero_point, weight)
+        steps = weight / self._scale
+        self._floor = steps.floor() + self._zero_point
+        fraction = steps - steps.floor()
+        self._fixed = weight == 0
+        self.v = nn.Parameter(-torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1))
+
+    def _up(self) -> Tensor:
+        """Return how far each element is rounded up, from 0 to 1."""
+        up = torch.sigmoid(self.v).mul(_ZETA - _GAMMA).add(_GAMMA).clamp(0, 1)
+        return up.masked_fill(self._fixed, 0)
+
+    def forward(self, *_: Any) -> Tensor:
+        return self._on_grid(self._up())
+
+    def hard(self) -> Tensor:
+        """Return the weight with each element rounded to the code it is nearer to."""
+        return self._on_grid((self._up() >= 0.5).to(self._floor.dtype))
+
+    def penalty(self, beta: float) -> Tensor:
+        """Return how undecided the roundings are: sum of 1 - |2 h(V) - 1|^beta (equation 24)."""
+        up = self._up()
+        return (1 - (2 * up - 1).abs().pow(beta)).masked_fill(self._fixed, 0).sum()
+
+    def _on_grid(self, up: Tensor) -> Tensor:
+        return ((self._floor + up).clamp(self._low, self._high) - self._zero_point) * self._scale
+
+
+class LearnedScale(nn.Module):
+    """The quantizer of an activation whose scale is learned (LSQ, Esser et al. 2020, equation 3), its zero point not."""
+
+    def __init__(self, quantizer: UniformQuantizer) -> None:
+        super().__init__()
+        self._low, self._high, self._zero_point = quantizer.low, quantizer.high, quantizer.zero_point
+        self.scale = nn.Parameter(quantizer.scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x / self.scale
+        codes = steps + (steps.round() - steps).detach() + self._zero_point
+        return (codes.clamp(self._low, self._high) - self._zero_point) * self.scale

@@ -1,0 +1,164 @@
+"""AdaRound and block reconstruction from a policy: less error than rounding to nearest, on the grid, resumable."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxcompress.tune.ada_round as ada_round_module
+from fxcompress import load, save, transform
+from fxcompress.errors import NotReadyError
+from fxcompress.tune.weights import float_weight, tunables
+
+STEPS = ["ada_round", "block_reconstruction"]
+WAYS = ["symbolic", "export", "islands"]
+
+
+def error(small, net, images):
+    return sum((small(x) - net(x)).square().sum().item() for x in images)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", STEPS)
+def test_the_output_comes_nearer_to_the_float_model(net, images, tuned, step, way):
+    nearest = transform(net, tuned(), data=images, capture=way)
+    small = transform(net, tuned({step: {"iterations": 150}}), data=images, capture=way)
+    assert error(small, net, images) < 0.7 * error(nearest, net, images)
+
+
+def test_ada_round_finds_the_best_rounding_of_a_small_layer():
+    """One output with four weights: all 16 roundings are tried."""
+    torch.manual_seed(5)
+    mixed = torch.randn(4, 4)
+    data = [torch.randn(64, 4) @ mixed for _ in range(4)]
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.31, -0.74, 1.0, 0.48]]))
+    spec = {"bits": 3, "per": "tensor"}
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": [{"weight": spec}]}]}
+    small = transform(model, policy | {"tune": [{"ada_round": {"iterations": 400}}]}, data=data)
+    w, x = model.weight.detach().double().numpy()[0], torch.cat(data).double().numpy()
+    scale = np.float64(1.0 / 3)
+    choices = [np.clip(np.floor(w / scale) + up, -3, 3) * scale for up in itertools.product((0, 1), repeat=4)]
+    best = min(choices, key=lambda one: np.square(x @ one - x @ w).sum())
+    nearest = np.clip(np.round(w / scale), -3, 3) * scale
+    assert not np.allclose(best, nearest)  # otherwise the test says nothing
+    np.testing.assert_allclose(small.weight.detach().numpy()[0], best, rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_comes_out_is_on_the_grid_and_at_most_one_code_from_the_weight(net, images, tuned, step):
+    before = {
+        one.layer.name: (one, float_weight(gm, one))
+        for gm in [transform(net, tuned(), data=images)]
+        for one in tunables(gm)
+    }
+    small = transform(net, tuned({step: {"iterations": 60}}), data=images)
+    for one in tunables(small):
+        now, (_, old) = float_weight(small, one), before[one.layer.name]
+        scale = one.quantizer.layout.spread(one.quantizer.scale, now)
+        torch.testing.assert_close(one.quantizer(now), now, rtol=1e-5, atol=1e-6)
+        inside = old.abs() < scale * one.quantizer.high
+        assert ((now - old).abs() < scale * 1.001)[inside].all()
+
+
+def test_block_reconstruction_learns_the_scales_of_activations(net, images, tuned):
+    nearest = transform(net, tuned(input=3), data=images)
+    small = transform(
+        net, tuned({"block_reconstruction": {"iterations": 20, "scale_learning_rate": 0.01}}, input=3), data=images
+    )
+    fixed = transform(
+        net, tuned({"block_reconstruction": {"iterations": 20, "scale_learning_rate": 0}}, input=3), data=images
+    )
+    scales = [name for name in nearest.state_dict() if name.endswith("scale") and ".weight_" not in name]
+    assert all(torch.equal(fixed.state_dict()[name], nearest.state_dict()[name]) for name in scales)
+    assert not any(torch.equal(small.state_dict()[name], nearest.state_dict()[name]) for name in scales)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_same_seed_gives_the_same_bits(net, images, tuned, step):
+    first, second, other = (
+        transform(net, tuned({step: {"iterations": 20, "seed": seed}}), data=images).state_dict()
+        for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_tuned_model_is_saved_and_loaded_bit_for_bit(net, images, tuned, step, tmp_path):
+    small = transform(net, tuned({step: {"iterations": 10}}), data=images)
+    save(small, tmp_path / "small")
+    assert torch.equal(load(tmp_path / "small", net)(images[0]), small(images[0]))
+
+
+def test_masked_weights_stay_zero(net, images, tuned):
+    policy = tuned({"ada_round": {"iterations": 30}})
+    policy["steps"].insert(1, {"kind": "prune", "rules": [{"sparsity": 0.5}]})
+    small = transform(net, policy, data=images)
+    for one in tunables(small):
+        zeros = (float_weight(small, one) == 0).float().mean()
+        assert zeros >= 0.5
+
+
+def test_the_original_and_the_gradients_are_left_alone(net, images, tuned):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    small = transform(net, tuned({"block_reconstruction": {"iterations": 5}}), data=images)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in (*small.parameters(), *net.parameters()))
+    assert all(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_a_killed_run_goes_on_where_it_was(net, images, tuned, tmp_path, monkeypatch):
+    policy = tuned({"ada_round": {"iterations": 10}})
+    whole = transform(net, policy, data=images).state_dict()
+    real, done = ada_round_module.reconstruct, []
+
+    def counted(*args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(args)
+        real(*args)
+
+    monkeypatch.setattr(ada_round_module, "reconstruct", counted)
+    with pytest.raises(KeyboardInterrupt):
+        transform(net, policy, data=images, cache=tmp_path)
+    done.clear()
+    monkeypatch.setattr(ada_round_module, "reconstruct", lambda *args: (done.append(args), real(*args)))
+    resumed = transform(net, policy, data=images, cache=tmp_path).state_dict()
+    assert len(done) == len(tunables(transform(net, tuned(), data=images))) - 2
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    done.clear()
+    transform(net, policy, data=images[:2], cache=tmp_path)  # other data: nothing of it is done yet
+    assert len(done) == 4
+
+
+def test_tuning_needs_data(net, images, tuned):
+    plan = transform(net, tuned(), data=images).fxcompress_plan.plan
+    tuned_plan = plan.replaced(tune=("ada_round",))
+    with pytest.raises(NotReadyError, match="tune needs data: pass data=loader, any iterable of batches"):
+        transform(net, tuned_plan)
+    with pytest.raises(NotReadyError, match="tune needs data, but `data` yielded no batch"):
+        transform(net, tuned_plan, data=[], example_inputs=images[0])
+
+
+def test_a_batch_that_cannot_be_cut_is_taken_whole(images):
+    """A model that folds its batch into another axis gives the same for whole batches only."""
+
+    class Across(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(192, 4)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.layer(x - x.mean(0))
+
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": [{"weight": {"bits": 3}}]}]}
+    model = Across()
+    nearest = transform(model, policy, data=images)
+    step = {"block_reconstruction": {"iterations": 150, "batch_size": 4}}
+    small = transform(model, policy | {"tune": [step]}, data=images)
+    assert error(small, model, images) < 0.7 * error(nearest, model, images)
