@@ -14,6 +14,20 @@ from torch import nn
 from typer.core import TyperGroup
 
 from fxcompress import checkpoint, pipeline
+from fxcompress.cli.options import (
+    BudgetOption,
+    BuiltinOnly,
+    CacheOption,
+    CaptureOption,
+    DataOption,
+    InputsOption,
+    JsonOption,
+    LossOption,
+    ModelOption,
+    OptionalModel,
+    PolicyArgument,
+)
+from fxcompress.cli.values import arguments_of, model_of, policy_of, value_of
 from fxcompress.errors import CompressError, PolicyError
 from fxcompress.graph import capture as capture_model
 from fxcompress.graph.inputs import examples
@@ -50,35 +64,6 @@ def _say(text: str, style: str) -> None:
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 
-PolicyArgument = Annotated[
-    str, typer.Argument(help="A policy or plan (.yaml, .json), or a preset's name such as w8a8.")
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="The float model: `package.module:name`, a module or a function that makes one."
-    ),
-]
-OptionalModel = Annotated[str | None, typer.Option("--model", "-m", help="A float model to check the rules against.")]
-DataOption = Annotated[
-    str | None, typer.Option("--data", "-d", help="Batches for calibration and sensitivity: `package.module:name`.")
-]
-LossOption = Annotated[
-    str | None, typer.Option("--loss", "-l", help="The loss, e.g. `torch.nn.functional:cross_entropy`.")
-]
-InputsOption = Annotated[str | None, typer.Option("--inputs", "-i", help="Example inputs: `package.module:name`.")]
-BudgetOption = Annotated[
-    list[str] | None,
-    typer.Option("--budget", "-b", help="Replace a budget of the policy, e.g. `size=20%`. Repeatable."),
-]
-CaptureOption = Annotated[
-    Way | None, typer.Option("--capture", help="How the model becomes a graph, in the place of the policy's word.")
-]
-BuiltinOnly = Annotated[
-    bool, typer.Option("--builtin-only", help="Refuse names of the form package.module:attribute, which run code.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
-
 
 @app.callback()
 def main() -> None:
@@ -106,8 +91,8 @@ def capture(
 
     Example: `fxcompress capture mypackage:net -i mypackage:example --graph net.svg`
     """
-    original = _model(model)
-    example = examples(original, _value(inputs), _value(data)).inputs
+    original = model_of(model)
+    example = examples(original, value_of(inputs), value_of(data)).inputs
     gm = capture_model(original, example, way=way)
     known = shapes(gm, example)
     found = captured(gm, known)
@@ -136,7 +121,7 @@ def check(
         f"{policy}: {'a plan' if isinstance(wanted, Plan) else 'a policy'} with {len(wanted.steps)} steps, valid"
     )
     if model is not None:
-        gm = capture_model(_model(model), _value(inputs), way=wanted.capture)
+        gm = capture_model(model_of(model), value_of(inputs), way=wanted.capture)
         matched = pipeline.run(wanted.steps, gm)
         for step, said in zip(wanted.steps, matched, strict=True):
             for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ()):
@@ -161,7 +146,7 @@ def plan(
     Example: `fxcompress plan mixed.yaml -m mypackage:net -d mypackage:batches -l torch.nn.functional:cross_entropy
     -o mixed.plan.yaml`
     """
-    decided = pipeline.plan(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs, capture))
+    decided = pipeline.plan(model_of(model), policy_of(policy, budget), **arguments_of(data, loss, inputs, capture))
     decided.save(output)
     make_report(decided).print(_out)
     _out.print(f"wrote {output}")
@@ -177,12 +162,16 @@ def transform(
     inputs: InputsOption = None,
     budget: BudgetOption = None,
     capture: CaptureOption = None,
+    cache: CacheOption = None,
 ) -> None:
-    """Compress a model and save it: `model.safetensors` and `policy.yaml` (the plan). A plan needs no data.
+    """Compress a model and save it: `model.safetensors` and `policy.yaml` (the plan).
+
+    A plan needs no data, unless it tunes.
 
     Example: `fxcompress transform mixed.plan.yaml -m mypackage:net -o small/`
     """
-    small = pipeline.transform(_model(model), _policy(policy, budget), **_arguments(data, loss, inputs, capture))
+    given = arguments_of(data, loss, inputs, capture)
+    small = pipeline.transform(model_of(model), policy_of(policy, budget), cache=cache, **given)
     checkpoint.save(small, output)
     make_report(small).print(_out)
     _out.print(f"wrote {output / checkpoint.MODEL} and {output / checkpoint.POLICY}")
@@ -203,8 +192,8 @@ def lower(
 
     Example: `fxcompress lower small/ -m mypackage:net -i mypackage:example -o small.onnx`
     """
-    original = _model(model)
-    known = examples(original, _value(inputs), _value(data)).inputs
+    original = model_of(model)
+    known = examples(original, value_of(inputs), value_of(data)).inputs
     if known is None:
         raise PolicyError(
             "lower runs the model once: pass --inputs package.module:name or --data package.module:name"
@@ -253,46 +242,3 @@ def demo(
     from fxcompress.demo.run import run
 
     run(output, _out)
-
-
-def _policy(name: str, budgets: list[str] | None) -> Policy:
-    policy = read(name)
-    try:
-        return policy.with_budgets(dict(_assignment(text) for text in budgets)) if budgets else policy
-    except ValidationError as error:
-        raise PolicyError(f"--budget: {error.errors()[0]['msg']}") from error
-    except ValueError as error:
-        raise PolicyError(f"--budget: {error}") from error
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, amount = text.partition("=")
-    if not equals:
-        raise PolicyError(f"--budget {text!r}: write name=amount, for example size=20%")
-    return name.strip(), amount.strip()
-
-
-def _value(name: str | None) -> Any:
-    """Return what `package.module:name` stands for; a function is called."""
-    if name is None:
-        return None
-    if not is_dotted(name):
-        raise PolicyError(f"{name!r} is not of the form package.module:name")
-    value = load_attribute(name)
-    return value() if callable(value) and not isinstance(value, nn.Module) else value
-
-
-def _model(name: str) -> nn.Module:
-    value = _value(name)
-    if not isinstance(value, nn.Module):
-        raise PolicyError(f"{name!r} is a {type(value).__name__}, not a torch.nn.Module or a function that makes one")
-    return value
-
-
-def _arguments(data: str | None, loss: str | None, inputs: str | None, capture: Way | None) -> dict[str, Any]:
-    return {
-        "data": _value(data),
-        "loss": None if loss is None else load_attribute(loss),
-        "example_inputs": _value(inputs),
-        "capture": capture,
-    }
