@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fxcompress.graph import capture as capture_model
 from fxcompress.graph import verify
+from fxcompress.graph.edit import tensor_of_quantizer
 from fxcompress.graph.inputs import Examples, examples, rereadable
 from fxcompress.graph.shapes import shapes
 from fxcompress.measure.calibrate import calibrate
@@ -18,12 +19,11 @@ from fxcompress.passes.apply import select
 from fxcompress.passes.resolve import take_active
 from fxcompress.planning.decide import decide, refuse_missing_inputs
 from fxcompress.planning.holder import hold
-from fxcompress.planning.lock import lock
+from fxcompress.planning.lock import Applied, lock
 from fxcompress.planning.prices import float_prices
 from fxcompress.policies import Plan, Policy, RuleStep, Step, read
 from fxcompress.policies.policy import Way
-from fxcompress.policies.rules import Matched
-from fxcompress.tune.run import tune
+from fxcompress.tune.run import prepare, tune
 
 AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
 
@@ -65,7 +65,8 @@ def _built(
     model: nn.Module, decided: Plan, example_inputs: Any, data: Iterable[Any] | None
 ) -> tuple[fx.GraphModule, int | None]:
     gm, known = checked_capture(model, example_inputs, data, decided.capture)
-    run(decided.steps, gm)
+    run(decided.aimed, gm)
+    prepare(gm, decided.tune)
     calibrate(gm, data, known.positional)
     return gm, known.positional
 
@@ -90,14 +91,15 @@ def plan(
         refuse_missing_inputs(wanted.search, data, loss)
     gm, known = checked_capture(model, example_inputs, data, wanted.capture)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
-    matched = run(wanted.steps, gm)
+    applied = run(wanted.aimed, gm)
+    prepare(gm, wanted.tune)
     ranges = calibrate(gm, data, known.positional)
     if wanted.search is None:
         take_active(gm)
     with float_mode(gm):  # a model on the meta device has no values to quantize
         flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
-    return lock(wanted, matched, ranges, gm, original, flow, decision)
+    return lock(wanted, applied, ranges, gm, original, flow, decision)
 
 
 def checked_capture(
@@ -108,11 +110,14 @@ def checked_capture(
     return capture_model(model, known.inputs, way=way), known
 
 
-def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[list[Matched[Any]]]:
-    """Apply steps in order, verifying the graph after each; return what the rules of each step matched."""
-    matched = []
+def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[Applied]:
+    """Apply steps in order, verifying the graph after each; return what each did."""
+    applied = []
     for step in steps:
-        matched.append(select(step, gm) if isinstance(step, RuleStep) else [])
+        matched = select(step, gm) if isinstance(step, RuleStep) else []
+        before = {name for name, _ in gm.named_modules()}
         apply(step, gm)
         verify(gm)
-    return matched
+        made = {tensor_of_quantizer(name) for name, _ in gm.named_modules() if name not in before}
+        applied.append(Applied(matched, made))
+    return applied

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
-from torch import nn
 from typer.core import TyperGroup
 
 from fxcompress import checkpoint, pipeline
@@ -33,10 +31,9 @@ from fxcompress.graph import capture as capture_model
 from fxcompress.graph.inputs import examples
 from fxcompress.graph.shapes import shapes
 from fxcompress.lowering.lowered import lower as lower_model
-from fxcompress.policies import Plan, Policy, RuleStep, read, show
+from fxcompress.policies import Plan, RuleStep, read, show
 from fxcompress.policies import schema as policy_schema
 from fxcompress.policies.policy import Way
-from fxcompress.policies.reference import is_dotted, load_attribute
 from fxcompress.policies.rules import place
 from fxcompress.reporting.captured import captured
 from fxcompress.reporting.drawing import draw
@@ -122,10 +119,10 @@ def check(
     )
     if model is not None:
         gm = capture_model(model_of(model), value_of(inputs), way=wanted.capture)
-        matched = pipeline.run(wanted.steps, gm)
-        for step, said in zip(wanted.steps, matched, strict=True):
+        applied = pipeline.run(wanted.aimed, gm)
+        for step, done in zip(wanted.steps, applied, strict=True):
             for index, rule in enumerate(step.rules if isinstance(step, RuleStep) else ()):
-                names = [m.subject.name for m in said if index in m.by]
+                names = [m.subject.name for m in done.matched if index in m.by]
                 where = place(rule, step.kind, index)
                 _out.print(f"{where}: {len(names)} layers: {', '.join(names)}", highlight=False, soft_wrap=True)
 

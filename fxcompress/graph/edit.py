@@ -11,7 +11,8 @@ from fxcompress.nn import ChannelSplit, Choice, Mask, Quantizer
 from fxcompress.nn.functional import central_kernel, folded_bias, folded_weight
 
 INSERTED = (Quantizer, Mask, Choice, ChannelSplit)
-QUANTIZER_CHOICE, MASK_CHOICE = "_quantizer_choice", "_mask_choice"  # what follows a tensor's name in a Choice's
+# What follows a tensor's name in that of its quantizer, and in those of Choices.
+QUANTIZER, QUANTIZER_CHOICE, MASK_CHOICE = "_quantizer", "_quantizer_choice", "_mask_choice"
 _DERIVED = (folded_weight, folded_bias, central_kernel)  # what computes one parameter from another
 
 
@@ -65,6 +66,11 @@ def parameter_under(gm: fx.GraphModule, node: Any) -> str | None:
 def tensor_of_choice(name: str) -> str | None:
     """Return the name of the tensor that a Choice sits on, None for a Choice of operators or of another pass."""
     return next((name.removesuffix(end) for end in (QUANTIZER_CHOICE, MASK_CHOICE) if name.endswith(end)), None)
+
+
+def tensor_of_quantizer(name: str) -> str:
+    """Return the name of the tensor that a quantizer, or a Choice of them, is named after."""
+    return name.removesuffix(QUANTIZER_CHOICE).removesuffix(QUANTIZER)
 
 
 def get_tensor(gm: fx.GraphModule, name: str) -> Tensor:

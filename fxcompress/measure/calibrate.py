@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import NotReadyError
 from fxcompress.graph import layers
-from fxcompress.graph.edit import constant_value, is_constant, module_of, tensor_under
+from fxcompress.graph.edit import constant_value, is_constant, module_of, tensor_of_quantizer
 from fxcompress.graph.inputs import batches
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.observers import OBSERVERS, Observer
@@ -53,7 +53,7 @@ def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | 
             _set_ranges_of_weight(gm, found)
         observers = _observe(gm, activations, data, positional) if activations else []
         for found, observer in zip(activations, observers, strict=True):
-            ranges = known.setdefault(tensor_under(gm, found.node).name, {})
+            ranges = known.setdefault(tensor_of_quantizer(str(found.node.target)), {})
             for label, quantizer in found.quantizers.items():
                 low, high = _range_for(observer, quantizer)
                 quantizer.set_range(low, high)

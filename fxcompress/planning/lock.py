@@ -1,6 +1,6 @@
 """Locking: the policy with every decision written into it, and the record of why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from fxcompress.graph.coverage import coverage
-from fxcompress.graph.edit import QUANTIZER_CHOICE, tensor_under
+from fxcompress.graph.edit import QUANTIZER_CHOICE
 from fxcompress.graph.shapes import Shapes
 from fxcompress.measure.calibrate import Range, Ranges
 from fxcompress.measure.options import LayerOption, Picks, Survey, Surveyed, survey
@@ -24,9 +24,16 @@ from fxcompress.version import VERSION
 Said = Sequence[Sequence[Matched[Any]]]  # what the rules of each step matched
 
 
+class Applied(NamedTuple):
+    """What a step did: what its rules matched, and the names of the tensors that it quantized."""
+
+    matched: Sequence[Matched[Any]]
+    quantized: Collection[str]
+
+
 def lock(
     policy: Policy,
-    matched: Said,
+    applied: Sequence[Applied],
     ranges: Ranges,
     gm: fx.GraphModule,
     original: Mapping[str, int],
@@ -34,19 +41,16 @@ def lock(
     decided: Decided | None,
 ) -> Plan:
     """Return the plan: the steps with a rule for each group of layers treated alike, known ranges, and the record."""
-    layers = survey(gm, shapes)
+    layers, matched = survey(gm, shapes), [one.matched for one in applied]
     settings = resolved(policy.steps, matched, layers)
     for layer, fields in (decided.settings if decided else {}).items():
         settings.setdefault(layer, {}).update(fields)
     taken = _taken(ranges, decided.picks if decided else {})
-    closed = (
-        _close(step, said, settings, _of_step(step, said, layers, taken, gm))
-        for step, said in zip(policy.steps, matched, strict=True)
-    )
+    closed = (_close(step, one, settings, taken) for step, one in zip(policy.steps, applied, strict=True))
     record = _record(policy, matched, gm, layers, original, decided)
     steps = tuple(step for step in closed if step is not None)
-    tuned: dict[str, Any] = {"tune": policy.tune} if policy.tune else {}
-    return Plan(version=policy.version, capture=coverage(gm).way, steps=steps, plan=record, **tuned)
+    kept = {name: value for name, value in policy.stated().items() if name in ("tune", "target")}
+    return Plan(version=policy.version, capture=coverage(gm).way, steps=steps, plan=record, **kept)
 
 
 def _taken(ranges: Ranges, picks: Picks) -> dict[str, Range]:
@@ -55,23 +59,11 @@ def _taken(ranges: Ranges, picks: Picks) -> dict[str, Range]:
     return {tensor: found[labels[tensor]] for tensor, found in ranges.items() if labels[tensor] in found}
 
 
-def _of_step(
-    step: Step, matched: Sequence[Matched[Any]], layers: Survey, ranges: Mapping[str, Range], gm: fx.GraphModule
-) -> dict[str, Range]:
-    """Return the ranges of the inputs that a quantize step speaks of."""
-    if not isinstance(step, Quantize):
-        return {}
-    spoken = [layers[one.subject.name].layer for one in matched if one.rule.input and one.subject.name in layers]
-    inputs = {tensor_under(gm, edge).name for layer in spoken for edge in layer.input_edges()}
-    return {name: range_ for name, range_ in ranges.items() if name in inputs}
-
-
-def _close(
-    step: Step, matched: Sequence[Matched[Any]], settings: Settings, ranges: Mapping[str, Range]
-) -> Step | None:
-    closed = step.closed(matched, settings)
-    if isinstance(step, Quantize) and ranges:
-        return closed.replaced(ranges={**ranges, **step.ranges})
+def _close(step: Step, applied: Applied, settings: Settings, ranges: Mapping[str, Range]) -> Step | None:
+    closed = step.closed(applied.matched, settings)
+    own = {name: found for name, found in ranges.items() if name in applied.quantized}
+    if isinstance(step, Quantize) and own:
+        return closed.replaced(ranges={**own, **step.ranges})
     return without_resolved(closed, settings)
 
 

@@ -9,10 +9,11 @@ from pydantic import Field, JsonValue, model_validator
 from fxcompress.policies.amount import Amount
 from fxcompress.policies.base import Location, Strict, problem_at
 from fxcompress.policies.kinds import AnyStep
+from fxcompress.policies.quantizing import Quantize, Target
 from fxcompress.policies.reference import is_dotted
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.search import Budget, Search
-from fxcompress.policies.step import RuleStep
+from fxcompress.policies.step import RuleStep, Step
 from fxcompress.policies.tuning import Tuning
 from fxcompress.policies.write import dump, write_text
 
@@ -31,6 +32,9 @@ class Policy(Strict):
     steps: Annotated[tuple[AnyStep, ...], Field(description="What is done, in order", json_schema_extra=_NOT_EMPTY)]
     search: Annotated[Search | None, Field(description="What the solver is asked where values are open")] = None
     tune: Annotated[tuple[Tuning, ...], Field(description="What is done with data after calibration, in order")] = ()
+    target: Annotated[
+        Target, Field(description="The engine that will run it: where its integer kernels need quantizers, too")
+    ] = "none"
     capture: Annotated[Way, Field(description="How the model becomes a graph; a plan says how it did")] = "auto"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -46,10 +50,27 @@ class Policy(Strict):
             raise ValueError("the policy has no search, so it takes no budgets")
         return self.replaced(search=self.search.replaced(budgets=self.search.budgets | dict(budgets)))
 
+    @property
+    def aimed(self) -> tuple[Step, ...]:
+        """The steps, each quantize step with its target."""
+        return tuple(
+            step.replaced(target=self.target) if isinstance(step, Quantize) and step.target is None else step
+            for step in self.steps
+        )
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if not self.steps:
             raise problem_at(("steps",), "write at least one step, for example '- kind: fold_batch_norm'")
+        return self
+
+    @model_validator(mode="after")
+    def _smooth_first(self) -> Self:
+        for index, step in enumerate(self.tune[1:], 1):
+            if step.name == "smooth_quant":
+                raise problem_at(
+                    ("tune", index), "smooth_quant changes the float weights that the others follow; write it first"
+                )
         return self
 
     @model_validator(mode="after")

@@ -147,6 +147,7 @@ def _range(value: Any) -> tuple[float, float]:
 
 
 _RANGE_SCHEMA = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+Target: TypeAlias = Literal["none", "onnxruntime", "openvino"]
 Range: TypeAlias = Annotated[tuple[float, float], BeforeValidator(_range), WithJsonSchema(_RANGE_SCHEMA)]
 
 
@@ -160,6 +161,9 @@ class Quantize(RuleStep):
     weight_fields = ("weight",)
     kind: Literal["quantize"] = "quantize"
     rules: Annotated[tuple[QuantizeRule, ...], Field(description="What is quantized and how; the last match wins")]
+    target: Annotated[
+        Target | None, Field(description="The engine that will run this; by default the target of the policy")
+    ] = None
     ranges: Annotated[
         dict[str, Range], Field(description="Known ranges of inputs by tensor; the others are calibrated")
     ] = {}

@@ -46,7 +46,7 @@ class BlockReconstruction(AdaRound):
 
     scale_learning_rate: Annotated[
         float, Field(ge=0, description="Learning rate of the activations' scales; 0 keeps them")
-    ] = 4e-5
+    ] = 1e-3
 
 
 class Gptq(Strict):

@@ -56,7 +56,7 @@ def _is_guard(node: fx.Node) -> bool:
 
 def _box(gm: fx.GraphModule, node: fx.Node, layer: Layer | None, known: Shapes, unseen: set[str]) -> Contents:
     module = module_of(gm, node)
-    if inserted(gm, node):
+    if module is not None and inserted(gm, node):
         return Contents([Line(repr(module))], module._get_name())
     work = macs(gm, replace(layer, calls=(node,)), known) if layer is not None and layer.weight is not None else 0
     shape = shape_text(known[node][0]) if node in known else ""

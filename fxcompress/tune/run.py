@@ -13,13 +13,29 @@ from torch.utils import _pytree as pytree
 from fxcompress.errors import NotReadyError
 from fxcompress.graph.inputs import Arguments, batches
 from fxcompress.graph.mode import eval_mode
+from fxcompress.measure.calibrate import calibrate
 from fxcompress.policies import Tuning
 from fxcompress.tune.ada_round import ada_round
+from fxcompress.tune.bias_correction import add_biases, bias_correction
 from fxcompress.tune.block_reconstruction import block_reconstruction
 from fxcompress.tune.finished import finished
+from fxcompress.tune.gptq import gptq
+from fxcompress.tune.smooth_quant import smooth_quant
 from fxcompress.tune.walk import Walk
 
-STEPS: Mapping[str, Callable[..., None]] = {"ada_round": ada_round, "block_reconstruction": block_reconstruction}
+STEPS: Mapping[str, Callable[..., None]] = {
+    "smooth_quant": smooth_quant,
+    "bias_correction": bias_correction,
+    "ada_round": ada_round,
+    "block_reconstruction": block_reconstruction,
+    "gptq": gptq,
+}
+
+
+def prepare(gm: fx.GraphModule, steps: Sequence[Tuning]) -> None:
+    """Give the graph the parameters that the steps of `tune` will fill, so that a saved model fits without them."""
+    if any(step.name == "bias_correction" for step in steps):
+        add_biases(gm)
 
 
 def tune(
@@ -29,7 +45,7 @@ def tune(
     positional: int | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Apply the steps of `tune` in order, in eval mode; `gm` is changed.
+    """Apply the steps of `tune` in order, in eval mode; `gm` is changed. Ranges that a step forgets are found anew.
 
     A step of ours takes (gm, walk, finished, **arguments), one of the user's own (gm, data, **arguments). What is
     done is kept under `cache`. Raises NotReadyError where a step needs data and there is none.
@@ -43,6 +59,7 @@ def tune(
                 function(gm, walk, kept, **step.arguments)
             else:
                 function(gm, data, **step.args)
+        calibrate(gm, data, positional)
 
 
 def _inputs(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | None) -> Iterator[Arguments]:

@@ -13,7 +13,7 @@ _GAMMA, _ZETA = -0.1, 1.1  # the sigmoid is stretched beyond 0 and 1, so that it
 class SoftRounding(nn.Module):
     """A weight on its quantizer's grid, each element between two codes (Nagel et al. 2020, section 3).
 
-    W~ = S * (clip(floor(W / S) + Z + h(V), low, high) - Z) with h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1);
+    W~ = S * (clip(floor(W / S) + Z + h(V), low, high) - Z), h(V) = clip(sigmoid(V) * (zeta - gamma) + gamma, 0, 1);
     V starts where h(V) is the fraction that floor leaves, so that W~ starts as W. Zeros of the weight stay zero.
     """
 
@@ -50,7 +50,7 @@ class SoftRounding(nn.Module):
 
 
 class LearnedScale(nn.Module):
-    """The quantizer of an activation whose scale is learned (LSQ, Esser et al. 2020, equation 3), its zero point not."""
+    """The quantizer of an activation, with its scale to be learned (LSQ, Esser et al. 2020, equation 3)."""
 
     def __init__(self, quantizer: UniformQuantizer) -> None:
         super().__init__()

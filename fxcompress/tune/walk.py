@@ -96,6 +96,7 @@ class Walk:
     def __init__(self, gm: fx.GraphModule, inputs: Inputs, *, several: bool = False) -> None:
         self.gm, self.inputs = gm, inputs
         self._originals: dict[Any, Tensor] = {}  # by the memory of the parameter
+        self._several = several
         self._holds_all = several or isinstance(gm, Islands)
         self._readers = Counter(
             memory(get_tensor(gm, str(node.target))) for node in gm.graph.find_nodes(op="get_attr")
@@ -118,7 +119,7 @@ class Walk:
             for part in cut:
                 here = tuple(one for one in waiting if not set(one.calls).isdisjoint(part.nodes))
                 waiting = [one for one in waiting if one not in here]
-                untouched = self._untouched(part, layers) if reference else {}
+                untouched = self._untouched(part, layers) if reference or self._several else {}
                 stretch = Stretch(self.gm, part, here, before, original, untouched)
                 yield stretch
                 if part is not cut[-1]:

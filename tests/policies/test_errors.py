@@ -5,7 +5,8 @@ import pytest
 from fxcompress.errors import PolicyError
 from fxcompress.policies import parse, read
 
-ACCEPTED = "accepted: fold_batch_norm, equalize, split_channels, quantize, prune, supernet, resolve, or your own as package.module:Class"
+KINDS = "fold_batch_norm, equalize, split_channels, quantize, prune, supernet, resolve"
+ACCEPTED = f"accepted: {KINDS}, or your own as package.module:Class"
 FORM = "a step is a mapping with a kind, for example 'kind: quantize'"
 WORDS = "'binary', 'ternary', 'e4m3', 'e5m2' or 'float'"
 BITS = f"bits are not accepted; write a whole number from 2 to 8, 16, {WORDS}"

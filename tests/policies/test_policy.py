@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from fxcompress.errors import PolicyError
 from fxcompress.policies import Policy, Prune, Quantize, Resolve, Select, Step, Supernet, dump, parse, read
-from fxcompress.policies.rules import Matched, Subject, is_open
 from fxcompress.policies.quantizing import QuantizeRule
+from fxcompress.policies.rules import Matched, Subject, is_open
 
 OPEN = {
     "kind": "quantize",

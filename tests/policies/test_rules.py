@@ -6,8 +6,8 @@ import pytest
 
 from fxcompress.errors import PolicyError
 from fxcompress.policies import Prune, Select, parse
-from fxcompress.policies.rules import Subject, exactly, match
 from fxcompress.policies.quantizing import QuantizeRule
+from fxcompress.policies.rules import Subject, exactly, match
 
 KINDS = ("add", "conv2d", "conv_transpose2d", "linear")
 SUBJECTS = [

@@ -1,0 +1,188 @@
+"""GPTQ: rounds weights so that layers give what they gave, on the inputs that the quantized model has for them."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from fxcompress.errors import PassError
+from fxcompress.graph.edit import first_argument, module_of, parameter_under
+from fxcompress.measure.observers import OBSERVERS
+from fxcompress.measure.observing.ranges import MinMax
+from fxcompress.nn import Mask, UniformQuantizer
+from fxcompress.tune.finished import Finished
+from fxcompress.tune.gptq_rounding import Grid, round_columns
+from fxcompress.tune.walk import Stretch, Walk
+from fxcompress.tune.weights import Tunable, float_weight, store
+
+_KINDS = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
+_ROWS = 1024  # rows observed at a time: what an observer keeps for each adds up
+_UNFOLDED = 2**24  # numbers unfolded at a time
+
+
+def gptq(
+    gm: fx.GraphModule, walk: Walk, finished: Finished, *, block_size: int, damping: float, act_order: bool
+) -> None:
+    """Round the weights of linear and convolution layers by GPTQ, part after part, each on quantized inputs.
+
+    Scales stay those of calibration; those of groups are found anew, by the observer of their rule, in the weights as
+    they are when the group is reached, unless `act_order` takes the columns out of order. Masked weights stay zero.
+    Only the Hessian of one layer is in memory, or that of several which read the same. Raises PassError where no
+    weight can be rounded so or a Hessian is not positive definite; warns of weights that are left
+    (Frantar et al. 2022, algorithm 1).
+    """
+    rounding = partial(round_columns, block_size=block_size, damping=damping, act_order=act_order)
+    left: list[str] = []
+    count = 0
+    for stretch in walk.stretches(reference=False):
+        together: dict[tuple[_Reading, ...], list[Tunable]] = {}
+        for one in stretch.tunables:
+            count += 1
+            if isinstance(one.quantizer, UniformQuantizer) and one.operator.kind in _KINDS:
+                together.setdefault(_readings(gm, stretch, one), []).append(one)
+            else:
+                left.append(one.layer.name)
+        for readings, alike in together.items():
+            hessian = cache(partial(_hessian, stretch, readings))
+            for one in alike:
+                renew = not act_order and one.quantizer.layout.per == "group"
+                names = [parameter_under(gm, one.node) or ""]
+                names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
+                finished.once(one.layer.name, gm, names, partial(_round, gm, one, hessian, rounding, renew))
+    _say_left(left, count)
+
+
+class _Reading(NamedTuple):
+    """What a call multiplies its weight with: vectors along the last axis, or patches where there is a `kernel`.
+
+    Each of the `groups` of a convolution has `columns` inputs.
+    """
+
+    node: fx.Node
+    columns: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def pieces(self, x: Tensor) -> Sequence[Tensor]:
+        """Return what enters in batches small enough to be unfolded, padded."""
+        if not self.kernel:
+            return (x,)
+        x = F.pad(x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0), self._ends())
+        return x.split(max(1, _UNFOLDED // (x[:1].numel() * prod(self.kernel) + 1)))
+
+    def _ends(self) -> list[int]:
+        """Return the padding before and behind each axis, the last axis first."""
+        if isinstance(self.padding, tuple):
+            return [size for size in reversed(self.padding) for _ in range(2)]
+        pairs = zip(reversed(self.kernel), reversed(self.dilation), strict=True)
+        whole = [dilation * (size - 1) if self.padding == "same" else 0 for size, dilation in pairs]
+        return [part for total in whole for part in (total // 2, total - total // 2)]
+
+    def inputs(self, piece: Tensor) -> Tensor:
+        """Return what each row of the weight is multiplied with, of shape (groups, columns, positions)."""
+        if not self.kernel:
+            return piece.reshape(-1, piece.shape[-1]).T.unsqueeze(0)
+        x, axes = piece, len(self.kernel)
+        for axis, (size, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        return x.permute(1, *range(2 + axes, x.dim()), 0, *range(2, 2 + axes)).reshape(self.groups, self.columns, -1)
+
+
+def _readings(gm: fx.GraphModule, stretch: Stretch, one: Tunable) -> tuple[_Reading, ...]:
+    """Return what the calls of a weight in a part read; weights for which this is equal share their Hessian."""
+    weight = float_weight(gm, one)
+    columns = weight.numel() // weight.shape[one.operator.out_axis]
+    found = []
+    for call in (call for call in one.calls if call in stretch.part.nodes):
+        said: Mapping[str, Any] = dict(zip(one.operator.arguments, call.args, strict=True))
+        geometry = {name: said[name] for name in ("stride", "padding", "dilation", "groups") if name in said}
+        found.append(_Reading(said["input"], columns, tuple(weight.shape[2:]), **geometry))
+    return tuple(found)
+
+
+@torch.no_grad()
+def _hessian(stretch: Stretch, readings: Sequence[_Reading]) -> Tensor:
+    """Return the sum of x x^T over all that enters, float32, of shape (groups, columns, columns)."""
+    groups, columns = readings[0].groups, readings[0].columns
+    total = torch.zeros(groups, columns, columns)
+    for values in stretch.quantized(*(reading.node for reading in readings)):
+        for reading, x in zip(readings, values, strict=True):
+            for piece in reading.pieces(x.float()):
+                inputs = reading.inputs(piece)
+                total = total.to(inputs.device).baddbmm_(inputs, inputs.mT)
+    return total
+
+
+@torch.no_grad()
+def _round(
+    gm: fx.GraphModule, one: Tunable, hessian: Callable[[], Tensor], rounding: Callable[..., Tensor], renew: bool
+) -> None:
+    """Round one weight; with `renew` the scales of its groups become those that were found on the way."""
+    quantizer, axis = one.quantizer, one.operator.out_axis
+    assert isinstance(quantizer, UniformQuantizer)
+    moments, rows = hessian(), float_weight(gm, one).movedim(axis, 0)
+    shape = len(moments), len(rows) // len(moments), moments.shape[1]
+    mask, grid = _mask(gm, one), _grid(quantizer, shape, renew)
+    kept = None if mask is None else mask.movedim(axis, 0).reshape(shape)
+    try:
+        rounded = rounding(rows.reshape(shape), moments.to(rows.device), grid, kept=kept)
+    except ValueError as error:
+        raise PassError(f"gptq: {one.layer.name!r}: {error}") from error
+    if renew:
+        quantizer.scale.copy_(grid.scale.view_as(quantizer.scale))
+        quantizer.zero_point.copy_(grid.zero_point.view_as(quantizer.zero_point))
+    store(gm, one, rounded.to(rows.dtype).reshape(rows.shape).movedim(0, axis))
+
+
+def _grid(quantizer: UniformQuantizer, shape: tuple[int, int, int], renew: bool) -> Grid:
+    """Return the levels of a weight of shape (groups of a convolution, rows, columns)."""
+    groups, rows, columns = shape
+    width = quantizer.layout.group_size if quantizer.layout.per == "group" else columns
+    scale, zero_point = (
+        (one if one.dim() else one.expand(groups * rows)).reshape(groups, rows, -1).clone()
+        for one in (quantizer.scale, quantizer.zero_point)
+    )
+    low, high, symmetric, power_of_two = (quantizer.low, quantizer.high, quantizer.symmetric, quantizer.power_of_two)
+    ranges = partial(_ranges, quantizer) if renew else None
+    return Grid(scale, zero_point, width, low, high, symmetric, power_of_two, ranges)
+
+
+def _ranges(quantizer: UniformQuantizer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends that the observer of a quantizer finds in each row."""
+    found = []
+    for some in rows.float().split(_ROWS):
+        reference = quantizer.observer
+        observer = MinMax() if reference is None else reference.function(OBSERVERS)(**reference.args)
+        observer.observe(some)
+        found.append(observer.range_for(quantizer) if hasattr(observer, "range_for") else observer.range())
+    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+
+
+def _mask(gm: fx.GraphModule, one: Tunable) -> Tensor | None:
+    """Return where masks under the quantizer leave the weight as it is, None where there is no mask."""
+    kept, node = None, first_argument(one.node)
+    while node.op != "get_attr":
+        module = module_of(gm, node)
+        if isinstance(module, Mask):
+            kept = module.mask if kept is None else kept & module.mask
+        node = first_argument(node)
+    return kept
+
+
+def _say_left(left: Sequence[str], count: int) -> None:
+    if len(left) == count:
+        raise PassError(f"gptq: none of {count} quantized weights is that of {_ROUNDED}")
+    if left:
+        said = f"gptq: {len(left)} of {count} weights are rounded to the nearest (the first is that of {left[0]!r})"
+        warnings.warn(f"{said}: they are not those of {_ROUNDED}", stacklevel=3)
+
+
+_ROUNDED = f"a layer of {', '.join(_KINDS)} with even steps (whole bits, no codebook)"

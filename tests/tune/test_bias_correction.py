@@ -1,0 +1,174 @@
+"""bias_correction: the mean of each channel is that of the float model, by data."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import fx, nn
+
+from fxcompress.errors import PassError
+from fxcompress.graph import capture, verify
+from fxcompress.tune.bias_correction import add_biases
+from fxcompress.tune.finished import Finished
+from tests.tune.correcting import batches, correct, quantized, trained
+
+
+class Net(nn.Module):
+    """Plain, grouped and transposed convolutions, a linear layer that is called twice, and addmm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2, bias=False)
+        self.twice = nn.Linear(4, 4, bias=False)
+        self.weight, self.offset = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        x = torch.relu(self.up(torch.relu(self.depthwise(x)))).mean((2, 3))
+        return torch.addmm(self.offset, self.twice(torch.relu(self.twice(x))), self.weight)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps what each node gives."""
+
+    def run_node(self, n):
+        self.seen = getattr(self, "seen", {})
+        self.seen[n.name] = super().run_node(n)
+        return self.seen[n.name]
+
+
+@torch.no_grad()
+def means(gm, names):
+    """Return the mean of what nodes give over all data, for each channel on axis 1."""
+    seen = {name: [] for name in names}
+    for x in batches():
+        recorder = Recorder(gm, garbage_collect_values=False)
+        recorder.run(x)
+        for name in names:
+            values = recorder.seen[name].double().numpy()
+            seen[name].append(np.moveaxis(values, 1, 0).reshape(values.shape[1], -1))
+    return {name: np.concatenate(values, 1).mean(1) for name, values in seen.items()}
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_means_are_those_of_the_float_model(fold):
+    model = trained(Net())
+    layers = (("norm" if fold else "conv"), "depthwise", "up", "addmm")
+    exact, gm = means(capture(model), layers), quantized(model, fold=fold)
+    layers = ("conv", *layers[1:])  # with what is folded into it
+    before, after = means(gm, layers), means(correct(gm), layers)
+    for name, expected in zip(layers, exact.values(), strict=True):
+        assert np.abs(before[name] - expected).max() > 1e-2
+        np.testing.assert_allclose(after[name], expected, atol=5e-6)
+
+
+def test_the_calls_of_one_layer_are_corrected_together():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x) + self.a(torch.relu(x))))
+
+    model = trained(Both())
+    exact, gm = means(capture(model), ["a", "a_1", "add"]), quantized(model)
+    before, after = means(gm, ["add"]), means(correct(gm), ["a", "a_1", "add"])
+    assert np.abs(before["add"] - exact["add"]).max() > 1e-2
+    np.testing.assert_allclose(after["add"], exact["add"], atol=2e-6)
+    assert np.abs(after["a"] - exact["a"]).max() > 1e-3  # alone, neither call is
+
+
+def test_a_linear_layer_on_tokens():
+    model = trained(nn.Sequential(nn.Linear(10, 6), nn.GELU(), nn.Linear(6, 4, bias=False)))
+    exact, gm = capture(model), quantized(model)
+    correct(gm)
+    with torch.no_grad():
+        error = np.concatenate([(gm(x) - exact(x)).double().numpy().reshape(-1, 4) for x in batches()])
+    np.testing.assert_allclose(error.mean(0), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("statistics", ["data", "batch_norm"])
+def test_a_model_without_quantized_weights(statistics):
+    with pytest.raises(PassError, match="none of 0 layers with a quantized weight has"):
+        correct(quantized(trained(Net()), {"input": {"bits": 8}}), statistics)
+
+
+def test_finished_work_is_not_done_again(tmp_path):
+    expected = correct(quantized(trained(Net())), finished=Finished(tmp_path)).state_dict()
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        *("depthwise.bias.safetensors", "norm.bias.safetensors", "offset.safetensors"),
+        *("twice.bias.safetensors", "up.bias.safetensors"),
+    ]
+    (tmp_path / "offset.safetensors").unlink()
+    again = quantized(trained(Net()))
+    correct(again, finished=Finished(tmp_path))
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_what_is_kept_is_put_back(tmp_path):
+    correct(quantized(trained(Net())), finished=Finished(tmp_path))
+    save_file({"offset": torch.full((5,), 7.0)}, tmp_path / "offset.safetensors")
+    again = correct(quantized(trained(Net())), finished=Finished(tmp_path))
+    assert torch.equal(again.get_parameter("offset"), torch.full((5,), 7.0))
+
+
+def test_new_biases_are_parameters_that_a_fresh_model_gets_alike():
+    corrected, fresh = correct(quantized(trained(Net()))), quantized(trained(Net()))
+    before = fresh(batches()[0])
+    names = {"depthwise.bias", "up.bias", "twice.bias"}
+    assert dict(corrected.named_parameters()).keys() - dict(fresh.named_parameters()).keys() == names
+    add_biases(fresh)
+    verify(fresh)
+    assert torch.equal(fresh(batches()[0]), before)
+    assert fresh.load_state_dict(corrected.state_dict()).missing_keys == []
+    assert torch.equal(fresh(batches()[0]), corrected(batches()[0]))
+    add_biases(fresh)
+    assert fresh.state_dict().keys() == corrected.state_dict().keys()
+
+
+class Unnamed(nn.Module):
+    """A weight and a bias that do not meet in one operator."""
+
+    def __init__(self, **taken):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 10)), nn.Parameter(torch.randn(4))
+        for name, value in taken.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight) + self.bias
+
+
+def test_a_name_that_is_taken():
+    gm = correct(quantized(trained(Unnamed())))
+    assert gm.get_parameter("weight_bias").abs().max() > 0
+    assert torch.equal(gm.get_parameter("bias"), trained(Unnamed()).bias)
+    message = "'linear' can have no bias to correct: the model has the name 'weight_bias' already"
+    with pytest.raises(PassError, match=message):
+        add_biases(quantized(Unnamed(weight_bias=nn.Parameter(torch.zeros(1)))))
+
+
+def test_a_norm_without_parameters_takes_the_bias_before_it():
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)))
+    exact, gm = means(capture(model), ["_1"]), correct(quantized(model))
+    np.testing.assert_allclose(means(gm, ["_0"])["_0"], exact["_1"], atol=2e-6)
+    assert gm.get_parameter("0.bias").abs().max() > 0
+
+
+def test_a_computed_bias_is_left():
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(10, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return nn.functional.linear(self.a(x), self.b.weight, self.b.bias * 2)
+
+    message = (
+        r"1 of 2 layers stay as they are \(the first is 'b'\): they lack a bias that is a parameter; give the layer"
+    )
+    with pytest.warns(UserWarning, match=message):
+        correct(quantized(trained(Computed())))
