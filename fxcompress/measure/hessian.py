@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fxcompress.errors import NotReadyError
 from fxcompress.graph.edit import tensor_of_choice
 from fxcompress.graph.inputs import Batch, batches
+from fxcompress.graph.ties import memory
 from fxcompress.measure.decisions import Decision, Run, perturbations
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.progress import progress_steps
@@ -92,12 +94,14 @@ def _measure(
     """Add what some probes of one loss, which `forward` computes, tell of each chain."""
     with _entering(gm, list(measured)) as entered:
         value = forward()
-    tensors = [entered[chain] for chain in measured]
-    for (chain, found), tensor in zip(measured.items(), tensors, strict=True):
-        _add_changes(gm, chain, tensor, found.change)
-    for curvatures in _probe(value, tensors, probes, generator):
-        for found, curvature in zip(measured.values(), curvatures, strict=True):
-            found.curvature.append(curvature)
+    tensors = [tensor for chain in measured for tensor in entered[chain]]
+    for chain, found in measured.items():
+        _add_changes(gm, chain, entered[chain], found.change)
+    for products in _probe(value, tensors, probes, generator):
+        rest = iter(products)
+        for chain, found in measured.items():
+            count = sum(tensor.numel() for tensor in entered[chain])
+            found.curvature.append(sum(next(rest) for _ in entered[chain]) / count)
         step()
 
 
@@ -138,17 +142,21 @@ def _loss_of(gm: fx.GraphModule, batch: Batch, loss: Loss, index: int) -> Tensor
 
 
 @contextmanager
-def _entering(gm: fx.GraphModule, chains: Sequence[Run]) -> Iterator[dict[Run, Tensor]]:
-    """Make what enters each chain a tensor of its own, to differentiate by; it is in the mapping after a forward."""
-    entered: dict[Run, Tensor] = {}
+def _entering(gm: fx.GraphModule, chains: Sequence[Run]) -> Iterator[dict[Run, list[Tensor]]]:
+    """Make what enters each chain tensors of their own, to differentiate by; they are in the mapping after a forward.
+
+    A chain that tensors share, or in a region that runs several times, has several; a tied weight is one.
+    """
+    entered: dict[Run, list[Tensor]] = {chain: [] for chain in chains}
 
     def follow(chain: Run) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            if chain not in entered:  # a tied weight enters twice and is one tensor
+            known = next((own for own in entered[chain] if memory(own) == memory(output)), None)
+            if known is None:
                 # a view: the same tensor may go elsewhere too, past the chain
-                own = output.view_as(output) if output.requires_grad else output.detach().requires_grad_()
-                entered[chain] = own
-            return entered[chain]
+                known = output.view_as(output) if output.requires_grad else output.detach().requires_grad_()
+                entered[chain].append(known)
+            return known
 
         return hook
 
@@ -161,7 +169,7 @@ def _entering(gm: fx.GraphModule, chains: Sequence[Run]) -> Iterator[dict[Run, T
 
 
 def _probe(value: Tensor, tensors: Sequence[Tensor], count: int, generator: torch.Generator) -> Iterator[list[float]]:
-    """Yield for each probe v^T H v / n of each tensor, where n is its number of elements."""
+    """Yield for each probe v^T H v of each tensor."""
     gradients = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True, materialize_grads=True)
     for probe in range(count):
         directions = [_rademacher(tensor, generator) for tensor in tensors]
@@ -175,8 +183,8 @@ def _probe(value: Tensor, tensors: Sequence[Tensor], count: int, generator: torc
             allow_unused=True,
             materialize_grads=True,
         )
-        means = [(v * hv).mean() for v, hv in zip(directions, products, strict=True)]
-        yield torch.stack([mean.double() for mean in means]).tolist()
+        sums = [(v * hv).sum(dtype=torch.float64) for v, hv in zip(directions, products, strict=True)]
+        yield torch.stack(sums).tolist()
 
 
 def _rademacher(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -185,9 +193,16 @@ def _rademacher(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _add_changes(gm: fx.GraphModule, chain: Run, tensor: Tensor, changes: dict[Run, list[float]]) -> None:
-    for labels, change in perturbations(gm, chain, tensor.detach()):
-        changes.setdefault(labels, []).append(change.square().sum(dtype=torch.float64).item())
+def _add_changes(gm: fx.GraphModule, chain: Run, tensors: Sequence[Tensor], changes: dict[Run, list[float]]) -> None:
+    if not tensors:
+        name = tensor_of_choice(chain[0]) or chain[0]
+        raise NotReadyError(f"the data does not reach {name!r}, whose bits are open; state them, or give data that does")
+    total: dict[Run, float] = defaultdict(float)
+    for tensor in tensors:
+        for labels, change in perturbations(gm, chain, tensor.detach()):
+            total[labels] += change.square().sum(dtype=torch.float64).item()
+    for labels, square in total.items():
+        changes.setdefault(labels, []).append(square)
 
 
 def _estimate(decision: Decision, measured: Mapping[Run, _Measured]) -> Estimate:

@@ -69,6 +69,7 @@ def complete(placed: Placements, gm: fx.GraphModule, name: str) -> None:
     target = TARGETS[name]
     weighted = {call for one in placed.values() if isinstance(one.spec, WeightSpec) for call in _users(one)}
     _refuse_bits(placed, name, weighted)
+    ruled = {*placed}
     made: dict[fx.Node, Placement] = {}  # what comes out of integer kernels, with the quantizer of what went in
     for node in gm.graph.nodes:
         kind = _kind(node)
@@ -87,9 +88,9 @@ def complete(placed: Placements, gm: fx.GraphModule, name: str) -> None:
                 _add(placed, result, list(result.users), known[0])
     for node in gm.graph.nodes:
         if _is(_kind(node), target.moves):
-            _share(placed, [tensor_under(gm, node.all_input_nodes[0]), node])
+            _share(placed, [tensor_under(gm, node.all_input_nodes[0]), node], ruled)
         if _is(_kind(node), target.agrees):
-            _share(placed, [tensor_under(gm, edge) for edge in node.all_input_nodes])
+            _share(placed, [tensor_under(gm, edge) for edge in node.all_input_nodes], ruled)
 
 
 def _kind(node: fx.Node) -> str:
@@ -128,12 +129,17 @@ def _add(placed: Placements, tensor: fx.Node, users: list[fx.Node], like: Placem
         known.extend(user for user in users if user not in known)
 
 
-def _share(placed: Placements, tensors: list[fx.Node]) -> None:
-    """Let tensors whose quantizers have one form share the first one."""
+def _share(placed: Placements, tensors: list[fx.Node], ruled: set[str]) -> None:
+    """Let tensors share the first one's quantizer, unless rules give them different ones; a rule's form prevails."""
     first, *others = (tensor.name for tensor in tensors)
     for name in others:
-        if first in placed and name in placed and name != first and placed[first].spec == placed[name].spec:
-            placed[first].nodes.update(placed.pop(name).nodes)
+        one, other = placed.get(first), placed.get(name)
+        if one is None or other is None or name == first:
+            continue
+        if one.spec == other.spec or not {first, name} <= ruled:
+            placed[first] = (other if name in ruled else one)._replace(nodes=one.nodes | other.nodes)
+            del placed[name]
+            ruled |= {first} if name in ruled else set()
 
 
 def _result(node: fx.Node, target: Target) -> fx.Node:

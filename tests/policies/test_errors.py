@@ -144,7 +144,7 @@ def test_searches(search, line, key, said):
         ("version: 2\nsteps: [fold_batch_norm]", "1: version: should be 1, not 2"),
         ("version: '1'\nsteps: [fold_batch_norm]", "1: version: should be 1, not '1'"),
         ("version: 1\nstep: []", "2: step: unknown key 'step' (did you mean 'steps'?); accepted: version, steps, "
-         "search, tune, capture"),
+         "search, tune, target, capture"),
         ("version: 1\nsteps: [fold_batch_norm]\nsearch: {budgets: {size: 25%}}", "3: search: has nothing to choose: "
          "no bits or sparsity is open; offer a list such as 'bits: [4, 8]'"),
         ("version: 1\nsteps: [a\nsearch: b", "3: not valid YAML: expected ',' or ']', but got ':'"),
