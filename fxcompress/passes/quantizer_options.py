@@ -13,6 +13,7 @@ from fxcompress.nn import (
     Quantizer,
     UniformQuantizer,
 )
+from fxcompress.nn.allocated import AllocatedQuantizer
 from fxcompress.policies.quantizing import InputSpec, WeightSpec
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.values import SIGNS
@@ -82,9 +83,12 @@ def _weight_quantizer(spec: WeightSpec, bits: int | str, layout: Layout) -> Quan
     elif codebook is not None:
         quantizer = CodebookQuantizer(codebook, bits, layout=Layout() if codebook == "kmeans" else layout)
     else:
-        quantizer = UniformQuantizer(
-            bits, symmetric=spec.symmetric, narrow=spec.narrow, power_of_two=spec.power_of_two, layout=layout
-        )
+        grid: Any = {"symmetric": spec.symmetric, "narrow": spec.narrow, "power_of_two": spec.power_of_two}
+        if spec.allocates(bits):
+            assert layout.axis is not None  # it is per channel
+            quantizer = AllocatedQuantizer(bits, axis=layout.axis, channels=layout.channels, **grid)
+        else:
+            quantizer = UniformQuantizer(bits, layout=layout, **grid)
     if quantizer.needs_range:
         quantizer.observer = spec.observer
     return quantizer

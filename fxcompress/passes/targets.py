@@ -36,13 +36,14 @@ class Target:
 _BITS = 8  # of what is added: every engine has kernels for it
 _CLAMPS = ("relu", "relu6", "hardtanh")
 _MOVES = ("max_pool*", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous")
-_AVERAGES = ("avg_pool*", "adaptive_avg_pool*")
+_JOINS = ("add", "mul", "cat", "avg_pool*", "adaptive_avg_pool*")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 TARGETS: Mapping[str, Target] = {
     "onnxruntime": Target(
         fuses=_CLAMPS,
-        returns=("conv1d", "conv2d", "conv3d", "add", "mul", "cat", *_AVERAGES),
-        joins=("add", "mul", "cat", *_AVERAGES),
+        returns=(*_CONVOLUTIONS, *_JOINS),
+        joins=_JOINS,
         agrees=(),
         moves=_MOVES,
         input_bits=tuple(range(2, 9)),  # fewer than 8 are 8 of which some codes are not used
@@ -50,8 +51,8 @@ TARGETS: Mapping[str, Target] = {
     ),
     "openvino": Target(
         fuses=_CLAMPS,
-        returns=(),
-        joins=("add", "mul", "cat", *_AVERAGES),
+        returns=(*_CONVOLUTIONS, *_JOINS),
+        joins=_JOINS,
         agrees=("cat",),
         moves=_MOVES,
         input_bits=(8,),
