@@ -99,3 +99,14 @@ def test_a_tied_weight_is_tuned_in_the_first_part_that_reads_it(images):
     walk = Walk(gm, lambda: (batch.inputs for batch in batches(gm, images)))
     found = [[one.layer.name for one in stretch.tunables] for stretch in walk.stretches()]
     assert found == [["1"], ["2"], []]
+
+
+def test_only_what_crosses_is_held(images):
+    """Of a chain of layers one value a batch, whatever its length."""
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(192, 192) for _ in range(12))).eval()
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": [{"weight": {"bits": 4}}]}]}
+    gm = transform(model, policy, data=images)
+    walk = Walk(gm, lambda: (batch.inputs for batch in batches(gm, images)))
+    for count, stretch in enumerate(walk.stretches(), 1):
+        assert [len(values) for values in (*stretch.before, *stretch.original)] == [1] * 8
+    assert count == 12
