@@ -20,22 +20,29 @@ _WIDE = 160  # from this width on the reason stands in the table, else below it
 
 @dataclass(frozen=True)
 class Report:
-    """A plan's record, to be printed, or read as plain data."""
+    """What a plan records, to be printed, or read as plain data."""
 
-    record: Record
+    plan: Plan
+
+    @property
+    def record(self) -> Record:
+        """Why the plan is what it is."""
+        return self.plan.plan
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a mapping for each layer: name, kind, parameters, shares of size and work, decision, loss, why."""
         return [_row(layer, self.record.totals) for layer in self.record.layers]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows, the totals before and after, the budgets and the solution as plain data."""
+        """Return the rows, the totals before and after, budgets, solution, target and tuning as plain data."""
         record = self.record
         return {
             "layers": self.rows(),
             "totals": record.totals.model_dump(),
             "budgets": {name: budget.plain() for name, budget in record.budgets.items()},
             "solution": record.solution and record.solution.model_dump(),
+            "target": self.plan.target,
+            "tune": [step.plain() for step in self.plan.tune],
             "matched": {rule: list(names) for rule, names in record.matched.items()},
         }
 
@@ -50,7 +57,7 @@ class Report:
         console.print(_layer_table(self.record, wide))
         for layer in () if wide else self.record.layers:
             console.print(f"{layer.name}: {layer.why}", highlight=False, markup=False)
-        for line in _summary(self.record):
+        for line in _summary(self.plan):
             console.print(line, highlight=False)
 
 
@@ -60,7 +67,7 @@ def report(source: nn.Module | Plan | str | os.PathLike[str]) -> Report:
     Raises CompressError when there is no plan in it.
     """
     if isinstance(source, nn.Module):
-        return Report(plan_of(source).plan)
+        return Report(plan_of(source))
     if not isinstance(source, Plan):
         path = Path(source)
         if not path.exists():
@@ -69,7 +76,7 @@ def report(source: nn.Module | Plan | str | os.PathLike[str]) -> Report:
         if not isinstance(plan, Plan):
             raise CompressError(f"{path} is a policy without decisions; fxcompress plan writes a plan")
         source = plan
-    return Report(source.plan)
+    return Report(source)
 
 
 def _row(layer: LayerRecord, totals: Totals) -> dict[str, Any]:
@@ -109,8 +116,8 @@ def _layer_table(record: Record, with_reasons: bool) -> Table:
     return table
 
 
-def _summary(record: Record) -> list[str]:
-    totals = record.totals
+def _summary(plan: Plan) -> list[str]:
+    record, totals = plan.plan, plan.plan.totals
     lines = [_change("size", "size", totals.float_size, totals.size)]
     if totals.bops is not None and totals.float_bops:
         lines.append(_change("work", "bops", totals.float_bops, totals.bops))
@@ -123,6 +130,10 @@ def _summary(record: Record) -> list[str]:
         lines.append(
             f"solution  {s.status} by {s.solver}: loss +{s.objective:.4g}, bound {s.bound:.4g}, gap {s.gap:.2%}"
         )
+    if plan.target != "none":
+        lines.append(f"target    {plan.target}")
+    if plan.tune:
+        lines.append(f"tuned by  {', '.join(step.name for step in plan.tune)}")
     return lines
 
 

@@ -71,3 +71,12 @@ def test_a_policy_without_decisions_is_refused(tmp_path):
     file.write_text("version: 1\nsteps: [fold_batch_norm]\n")
     with pytest.raises(CompressError, match="is a policy without decisions; fxcompress plan writes a plan"):
         fxcompress.report(file)
+
+
+def test_it_names_the_target_and_what_tunes(plan):
+    stream = io.StringIO()
+    tuned = plan.replaced(target="onnxruntime", tune=("bias_correction", {"ada_round": {"iterations": 9}}))
+    fxcompress.report(tuned).print(Console(file=stream, width=200))
+    assert "target    onnxruntime\ntuned by  bias_correction, ada_round\n" in stream.getvalue()
+    data = json.loads(fxcompress.report(tuned).to_json())
+    assert (data["target"], data["tune"]) == ("onnxruntime", ["bias_correction", {"ada_round": {"iterations": 9}}])
