@@ -3,10 +3,10 @@ BIN := .venv/bin
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check fuzz zoo zoo-sample bench-resnet20 bench-capture clean
+.PHONY: help install demo test lint types check fuzz zoo zoo-sample bench-resnet20 bench-capture bench-post-training bench-calibration clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 23
 
 install: .venv/.installed ## create .venv with everything that development needs
 
@@ -17,7 +17,7 @@ install: .venv/.installed ## create .venv with everything that development needs
 	touch $@
 
 # The tensors are small: a second thread gains little on an idle machine and costs tenfold on a busy one.
-demo test fuzz zoo zoo-sample bench-capture: export OMP_NUM_THREADS ?= 1
+demo test fuzz zoo zoo-sample bench-capture bench-post-training bench-calibration: export OMP_NUM_THREADS ?= 1
 
 demo: .venv/.installed ## train a ResNet-20 on handwritten digits, compress it and compare
 	$(BIN)/fxcompress demo
@@ -55,6 +55,18 @@ bench-capture: build/zoo/.installed ## measure what capture costs; draws docs/ca
 
 bench-resnet20: .venv/.installed ## measure ResNet-20 on CIFAR-10
 	$(BIN)/python benchmarks/resnet20_cifar10.py --data $(DATA)
+
+build/peers/.installed: benchmarks/peers-requirements.txt .venv/.installed
+	$(BIN)/pip install --no-deps --upgrade --target build/peers -r benchmarks/peers-requirements.txt
+	touch $@
+
+bench-post-training bench-calibration: export PYTHONPATH = build/peers
+
+bench-post-training: build/peers/.installed ## measure post-training quantization beside Brevitas (hours; goes on after a kill)
+	$(BIN)/python benchmarks/post_training.py --data $(DATA) --table
+
+bench-calibration: build/peers/.installed ## measure what calibration costs, beside Brevitas (needs a quiet machine)
+	$(BIN)/python benchmarks/calibration_cost.py --data $(DATA)
 
 clean: ## remove what was built and cached, all but .venv
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache

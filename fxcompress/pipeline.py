@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcompress.errors import NotReadyError
 from fxcompress.graph import capture as capture_model
 from fxcompress.graph import verify
 from fxcompress.graph.edit import tensor_of_quantizer
@@ -14,6 +15,7 @@ from fxcompress.graph.shapes import shapes
 from fxcompress.measure.calibrate import calibrate
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.hessian import Loss
+from fxcompress.measure.zeroq import synthesize
 from fxcompress.passes import apply
 from fxcompress.passes.apply import select
 from fxcompress.passes.resolve import take_active
@@ -24,6 +26,8 @@ from fxcompress.planning.prices import float_prices
 from fxcompress.policies import Plan, Policy, RuleStep, Step, read
 from fxcompress.policies.policy import Way
 from fxcompress.tune.run import prepare, tune
+
+_MAKERS = {"zeroq": synthesize}
 
 AnyPolicy = Policy | str | PathLike[str] | dict[str, Any]
 
@@ -42,33 +46,32 @@ def transform(
 
     `policy` is a preset's name, a file, a mapping, a Policy, or a Plan, which is applied without measuring again.
     `example_inputs` is one tensor, a tuple of positional arguments or a dict of keyword arguments; `data` is any
-    iterable of such batches, with labels where the loss needs them; `loss(output, label)` gives a scalar. `capture`
-    says how the model becomes a graph, in the place of the policy's word. `cache` is a folder in which tuning keeps
-    what it has done, so that the same call goes on after a kill. The result is called, trained, moved and saved like
-    the original, under the original parameter names.
+    iterable of such batches, with labels where the loss needs them, or None for what the policy's `data` makes;
+    `loss(output, label)` gives a scalar. `capture` says how the model becomes a graph, in the place of the policy's
+    word. `cache` is a folder in which tuning keeps what it has done, so that the same call goes on after a kill. The
+    result is called, trained, moved and saved like the original, under the original parameter names.
     Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
     """
-    data = rereadable(data)
-    decided = plan(model, policy, example_inputs=example_inputs, data=data, loss=loss, capture=capture)
-    gm, positional = _built(model, decided, example_inputs, data)
-    tune(gm, decided.tune, data, positional, cache)
+    decided, data = _planned(model, policy, example_inputs, data, loss, capture)
+    gm, known = checked_capture(model, example_inputs, data, decided.capture)
+    if decided.tunes_on_data:
+        data = _given_or_made(decided, gm, example_inputs, data)
+    _fill(gm, decided, data, known.positional)
+    tune(gm, decided.tune, data, known.positional, cache)
     return hold(gm, decided)
 
 
 def rebuild(model: nn.Module, decided: Plan, *, example_inputs: Any = None) -> fx.GraphModule:
     """Return the compressed model that a plan gives as far as it needs no data: to be filled with a saved state."""
-    gm, _ = _built(model, decided, example_inputs, None)
+    gm, known = checked_capture(model, example_inputs, None, decided.capture)
+    _fill(gm, decided, None, known.positional)
     return hold(gm, decided)
 
 
-def _built(
-    model: nn.Module, decided: Plan, example_inputs: Any, data: Iterable[Any] | None
-) -> tuple[fx.GraphModule, int | None]:
-    gm, known = checked_capture(model, example_inputs, data, decided.capture)
+def _fill(gm: fx.GraphModule, decided: Plan, data: Iterable[Any] | None, positional: int | None) -> None:
     run(decided.aimed, gm)
     prepare(gm, decided.tune)
-    calibrate(gm, data, known.positional)
-    return gm, known.positional
+    calibrate(gm, data, positional)
 
 
 def plan(
@@ -81,15 +84,28 @@ def plan(
     capture: Way | None = None,
 ) -> Plan:
     """Return the policy with every decision made, what it costs and why; takes and raises what `transform` does."""
+    return _planned(model, policy, example_inputs, data, loss, capture)[0]
+
+
+def _planned(
+    model: nn.Module,
+    policy: AnyPolicy,
+    example_inputs: Any,
+    data: Iterable[Any] | None,
+    loss: Loss | None,
+    capture: Way | None,
+) -> tuple[Plan, Iterable[Any] | None]:
+    """Return the plan, and the data that it was made with."""
     wanted = read(policy)
     if capture is not None:
         wanted = wanted.model_copy(update={"capture": capture})
-    if isinstance(wanted, Plan):
-        return wanted
     data = rereadable(data)
+    if isinstance(wanted, Plan):
+        return wanted, data
     if wanted.search is not None:
-        refuse_missing_inputs(wanted.search, data, loss)
+        refuse_missing_inputs(wanted.search, () if data is None and wanted.data is not None else data, loss)
     gm, known = checked_capture(model, example_inputs, data, wanted.capture)
+    data = _given_or_made(wanted, gm, example_inputs, data)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
     applied = run(wanted.aimed, gm)
     prepare(gm, wanted.tune)
@@ -99,7 +115,23 @@ def plan(
     with float_mode(gm):  # a model on the meta device has no values to quantize
         flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
-    return lock(wanted, applied, ranges, gm, original, flow, decision)
+    decided = lock(wanted, applied, ranges, gm, original, flow, decision)
+    return decided.replaced(data=wanted.data) if wanted.data and decided.tunes_on_data else decided, data
+
+
+def _given_or_made(
+    policy: Policy, gm: fx.GraphModule, example_inputs: Any, data: Iterable[Any] | None
+) -> Iterable[Any] | None:
+    """Return the data, or what the policy says is to take its place: it is made from the graph as it was captured."""
+    if data is not None or policy.data is None:
+        return data
+    if example_inputs is None:
+        where = policy.data.at or "data"
+        raise NotReadyError(
+            f"{where}: {policy.data.name} makes data like the example inputs: pass example_inputs=..."
+        )
+    made: Iterable[Any] = policy.data.function(_MAKERS)(gm, example_inputs, **policy.data.arguments)
+    return rereadable(made)
 
 
 def checked_capture(

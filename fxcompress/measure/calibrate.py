@@ -10,10 +10,12 @@ from fxcompress.errors import NotReadyError
 from fxcompress.graph import layers
 from fxcompress.graph.edit import constant_value, is_constant, module_of, tensor_of_quantizer
 from fxcompress.graph.inputs import batches
+from fxcompress.measure.bit_allocation import allocate_bits
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.observers import OBSERVERS, Observer
 from fxcompress.measure.progress import progress
-from fxcompress.nn import Choice, CodebookQuantizer, Layout, Quantizer
+from fxcompress.nn import ChannelSplit, Choice, CodebookQuantizer, Layout, Quantizer, UniformQuantizer
+from fxcompress.nn.allocated import AllocatedQuantizer
 
 _ROWS = 1024  # channels of a weight observed at a time: what an observer keeps for each adds up
 
@@ -84,6 +86,9 @@ def _range_for(observer: Any, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
 
 
 def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
+    split = module_of(gm, found.node.args[0])
+    if isinstance(split, ChannelSplit):
+        split.set_step(torch.zeros(()))  # a range is that of plain halves, also when it is found anew
     weight = constant_value(gm, found.node.args[0])
     if weight.is_meta:  # a model without values is planned, not run
         return
@@ -97,12 +102,45 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
     for quantizer in found.quantizers.values():
         if isinstance(quantizer, CodebookQuantizer) and not quantizer.needs_range:
             quantizer.fit(weight)
+        elif isinstance(quantizer, AllocatedQuantizer):
+            _allocate(quantizer, quantizer.layout.rows(weight), found.observer)
         else:
             alike.setdefault(quantizer.layout, []).append(quantizer)
     for layout, quantizers in alike.items():
         observed = [_ranges_of_rows(rows, found.observer, quantizers) for rows in layout.whole_rows(weight)]
         for index, quantizer in enumerate(quantizers):
             quantizer.set_range(*(layout.gather([ends[index][side] for ends in observed]) for side in (0, 1)))
+    if isinstance(split, ChannelSplit):
+        _let_parts_add_up(split, list(found.quantizers.values()))
+
+
+def _let_parts_add_up(split: ChannelSplit, quantizers: Sequence[Quantizer]) -> None:
+    """Give a split weight the step of its one quantizer, if even steps are alike for all that a part may meet."""
+    first = quantizers[0]
+    if len(quantizers) == 1 and isinstance(first, UniformQuantizer) and first.layout.per != "group":
+        split.set_step(first.scale)
+
+
+def _allocate(quantizer: AllocatedQuantizer, rows: Tensor, new: Callable[[], Observer]) -> None:
+    """Give each channel, which is a row, bits by its span, and then its range.
+
+    Two levels have no range to find: they lie at the mean magnitude on both sides, the least squared error of signs
+    (Rastegari et al. 2016, equation 6).
+    """
+    low, high = (end.double() for end in torch.aminmax(rows, dim=1))
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    spans = torch.maximum(-low, high) if quantizer.symmetric else high - low
+    bits = torch.tensor(allocate_bits(spans.tolist(), quantizer.bits), device=rows.device)
+    quantizer.set_bits(bits)
+    single = 2 * rows.double().abs().mean(1)
+    low, high = torch.where(bits > 1, low, -single), torch.where(bits > 1, high, single)
+    form: Any = {"symmetric": quantizer.symmetric, "narrow": quantizer.narrow, "power_of_two": quantizer.power_of_two}
+    for width in range(2, 9):
+        here = bits == width
+        if here.any():
+            alike = UniformQuantizer(width, axis=0, channels=int(here.sum()), **form)
+            low[here], high[here] = (end.double() for end in _ranges_of_rows(rows[here], new, [alike])[0])
+    quantizer.set_range(low, high)
 
 
 def _ranges_of_rows(

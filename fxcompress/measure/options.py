@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import chain_under, constant_value, module_of, tensor_under
 from fxcompress.graph.shapes import Shape, Shapes, flowing_in, macs
-from fxcompress.nn import Choice, Mask, Quantizer
+from fxcompress.nn import ChannelSplit, Choice, Mask, Quantizer
 
 Picks = Mapping[str, str]  # the option taken, by the name of the Choice
 
@@ -64,7 +64,7 @@ class Surveyed(NamedTuple):
         fields: dict[str, Any] = {}
         for stage in self.stages:
             fields |= stage.fields.get(None if stage.choice is None else picks.get(stage.choice), {})
-        return LayerOption(**fields, **self.always)
+        return LayerOption(**{**self.always, **fields})
 
     @property
     def untouched(self) -> LayerOption:
@@ -83,6 +83,7 @@ def survey(gm: fx.GraphModule, shapes: Shapes | None) -> Survey:
         stages = [_stage(gm, node, "weight") for edge in layer.weight_edges() for node in chain_under(gm, edge)]
         stages += [_stage(gm, node, "input") for edge in layer.input_edges()[:1] for node in chain_under(gm, edge)]
         always = _weight(gm, layer, plain) | _work(gm, layer, shapes)
+        stages += _widened(gm, layer, always)
         found[layer.name] = Surveyed(layer, tuple(stages), always)
     return found
 
@@ -98,6 +99,16 @@ def _weight(gm: fx.GraphModule, layer: Layer, plain: set[str]) -> dict[str, Any]
         plain.add(layer.owner)
     shape = tuple(constant_value(gm, tensors.pop()).shape)
     return {"weight_shape": shape, "stored_weights": len(computed) + first_plain}
+
+
+def _widened(gm: fx.GraphModule, layer: Layer, always: Fields) -> list[_Stage]:
+    """Return as a stage the shape that a weight has with the channels that splitting adds; it is stored so."""
+    chain = [module_of(gm, node) for edge in layer.weight_edges()[:1] for node in chain_under(gm, edge)]
+    splits = [module for module in chain if isinstance(module, ChannelSplit)]
+    shape = list(always.get("weight_shape", ()))
+    for split in splits:
+        shape[split.axis] += len(split.added)
+    return [_Stage(None, {None: {"weight_shape": tuple(shape)}})] if splits else []
 
 
 def _work(gm: fx.GraphModule, layer: Layer, shapes: Shapes | None) -> dict[str, Any]:

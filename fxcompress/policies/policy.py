@@ -14,6 +14,7 @@ from fxcompress.policies.reference import is_dotted
 from fxcompress.policies.rules import is_open
 from fxcompress.policies.search import Budget, Search
 from fxcompress.policies.step import RuleStep, Step
+from fxcompress.policies.synthesizing import Synthesis
 from fxcompress.policies.tuning import Tuning
 from fxcompress.policies.write import dump, write_text
 
@@ -32,6 +33,7 @@ class Policy(Strict):
     steps: Annotated[tuple[AnyStep, ...], Field(description="What is done, in order", json_schema_extra=_NOT_EMPTY)]
     search: Annotated[Search | None, Field(description="What the solver is asked where values are open")] = None
     tune: Annotated[tuple[Tuning, ...], Field(description="What is done with data after calibration, in order")] = ()
+    data: Annotated[Synthesis | None, Field(description="Where data comes from where none is given")] = None
     target: Annotated[
         Target, Field(description="The engine that will run it: where its integer kernels need quantizers, too")
     ] = "none"
@@ -89,6 +91,12 @@ class Policy(Strict):
                 "has nothing to choose: no bits or sparsity is open; offer a list such as 'bits: [4, 8]'",
             )
         return self
+
+    @property
+    def tunes_on_data(self) -> bool:
+        """Whether a step of `tune` reads data: all do but bias correction by what batch norms tell."""
+        told = {"statistics": "batch_norm"}
+        return any(step.name != "bias_correction" or step.arguments != told for step in self.tune)
 
     def open_fields(self) -> Iterator[Location]:
         """Yield where a list of options stands in the rules."""

@@ -53,7 +53,7 @@ class _Spec(Strict):
 class WeightSpec(_Spec):
     """How a weight is quantized."""
 
-    strict = ("codebook",)
+    strict = ("codebook", "allocate")
     model_config = ConfigDict(json_schema_extra=weight_conditions)
     bits: Annotated[WeightBits, Field(description=_BITS.format("binary, ternary, "))] = "float"
     per: Annotated[
@@ -70,14 +70,23 @@ class WeightSpec(_Spec):
         Literal["apot", "kmeans"] | None,
         Field(description="Uneven levels: additive powers of two, or the centroids of the weights"),
     ] = None
+    allocate: Annotated[
+        bool, Field(description="The bits are those of all channels on average: wide ones get more, up to 8")
+    ] = False
     observer: WeightObserver = WeightObserver(name="minmax")
 
     def codebook_of(self, bits: int | str) -> str | None:
         """Return the codebook that a weight of these bits has."""
         return None if isinstance(bits, str) or bits > 8 else self.codebook
 
+    def allocates(self, bits: int | str) -> bool:
+        """Return whether these bits are those of all channels on average."""
+        return self.allocate and self.per == "channel" and not (isinstance(bits, str) or bits > 8 or self.codebook)
+
     def unheard(self, field: str, bits: int | str) -> str:
         codebook = self.codebook_of(bits)
+        if field == "allocate" and self.allocate and (why := self._allocates_nothing(bits)):
+            return why
         if field == "codebook" and self.codebook and not codebook:
             return f"{self.codebook} takes 2 to 8 bits, not {bits!r}"
         if field == "group_size" and self.per != "group":
@@ -91,6 +100,16 @@ class WeightSpec(_Spec):
         if field == "per" and codebook == "kmeans" and self.per != "tensor":
             return f"{self.per} is not for codebook kmeans, one for the whole weight; take it out, or write tensor"
         return super().unheard(field, bits)
+
+    def _allocates_nothing(self, bits: int | str) -> str:
+        """Say why channels cannot get bits of their own; an empty text where they can."""
+        if isinstance(bits, str) or bits > 8:
+            return f"takes 2 to 8 bits, not {bits!r}"
+        if is_open(self.bits):
+            return f"takes one number of bits, not the list {list(self.bits)}"
+        if self.codebook:
+            return f"is for even steps, not for codebook {self.codebook}"
+        return "" if self.per == "channel" else f"is for 'per: channel', not for 'per: {self.per}'"
 
 
 class InputSpec(_Spec):

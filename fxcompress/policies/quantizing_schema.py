@@ -28,6 +28,8 @@ def _has(*values: Any) -> dict[str, Any]:
 _EVEN_STEPS = {"anyOf": [{"required": [field]} for field in ("symmetric", "narrow", "power_of_two")]}
 _CODEBOOK = _stated("A codebook", codebook={"type": "string"})
 _KMEANS = _stated("The codebook kmeans", codebook={"const": "kmeans"})
+_ALLOCATE = _stated("Bits for each channel", allocate={"const": True})
+_NOT_ALLOCATED = {"anyOf": [{"enum": [16, *SIGNS, *FLOAT8]}, {"type": "array"}]}
 _DYNAMIC = _stated("A dynamic range", dynamic={"const": True})
 
 weight_conditions: dict[str, Any] = {
@@ -39,6 +41,9 @@ weight_conditions: dict[str, Any] = {
         _never({"required": ["observer"]}, _stated("Bits without a range", bits=_nothing_but(*SIGNS))),
         _never({"required": ["observer"]}, _KMEANS),
         _never(_KMEANS, _stated("Several scales", per={"enum": ["channel", "group"]})),
+        _never(_ALLOCATE, _stated("Bits for all channels alike", bits=_NOT_ALLOCATED)),
+        _never(_ALLOCATE, _stated("Not a scale for each channel", per={"enum": ["tensor", "group"]})),
+        _never(_ALLOCATE, _CODEBOOK),
     ]
 }
 input_conditions: dict[str, Any] = {

@@ -31,6 +31,8 @@ FORMS = [
     ({"bits": "ternary", "per": "tensor"}, "ternary, per tensor"),
     ({"bits": "ternary", "per": "group"}, "ternary, per group of 128"),
     ({"bits": "e4m3"}, "float8_e4m3, per channel"),
+    ({"bits": 4, "allocate": True, "narrow": False}, "int4 on average, per channel, full range"),
+    ({"bits": 16, "allocate": False}, "int16, per channel"),
     ({"bits": 3, "codebook": "apot", "per": "tensor"}, "apot3, per tensor"),
     ({"bits": 4, "codebook": "kmeans"}, "kmeans4, per tensor"),
 ]

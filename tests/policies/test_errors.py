@@ -12,7 +12,7 @@ WORDS = "'binary', 'ternary', 'e4m3', 'e5m2' or 'float'"
 BITS = f"bits are not accepted; write a whole number from 2 to 8, 16, {WORDS}"
 SPARSITY = "is not accepted; write the share of zeros, from 0.0 to below 1.0"
 OPTIONS = "a list offers two or more different options; write one value plainly"
-WEIGHT = "accepted: bits, per, group_size, symmetric, narrow, power_of_two, codebook, observer"
+WEIGHT = "accepted: bits, per, group_size, symmetric, narrow, power_of_two, codebook, allocate, observer"
 RANGE = "is not a range; write two numbers, [low, high]"
 OWN = "or your own as package.module:attribute"
 SIZES = "accepted units: %, B, kB, KB, MB, GB, KiB, MiB, GiB"
@@ -144,7 +144,7 @@ def test_searches(search, line, key, said):
         ("version: 2\nsteps: [fold_batch_norm]", "1: version: should be 1, not 2"),
         ("version: '1'\nsteps: [fold_batch_norm]", "1: version: should be 1, not '1'"),
         ("version: 1\nstep: []", "2: step: unknown key 'step' (did you mean 'steps'?); accepted: version, steps, "
-         "search, tune, target, capture"),
+         "search, tune, data, target, capture"),
         ("version: 1\nsteps: [fold_batch_norm]\nsearch: {budgets: {size: 25%}}", "3: search: has nothing to choose: "
          "no bits or sparsity is open; offer a list such as 'bits: [4, 8]'"),
         ("version: 1\nsteps: [a\nsearch: b", "3: not valid YAML: expected ',' or ']', but got ':'"),

@@ -44,6 +44,17 @@ SEARCH = {"budgets": {"size": "50%"}}
          "observer finds a range, and codebook kmeans has none: the weight itself gives the levels"),
         ({"bits": 4, "codebook": "kmeans", "per": "channel"}, "per",
          "per channel is not for codebook kmeans, one for the whole weight; take it out, or write tensor"),
+        ({"bits": 16, "allocate": True}, "allocate", "allocate takes 2 to 8 bits, not 16"),
+        ({"bits": "ternary", "allocate": True}, "allocate", "allocate takes 2 to 8 bits, not 'ternary'"),
+        ({"bits": [4, 8], "allocate": True}, "allocate", "allocate takes one number of bits, not the list [4, 8]"),
+        ({"bits": [4, "e4m3"], "allocate": True}, "allocate",
+         "allocate takes one number of bits, not the list [4, 'e4m3']"),
+        ({"bits": 4, "per": "tensor", "allocate": True}, "allocate",
+         "allocate is for 'per: channel', not for 'per: tensor'"),
+        ({"bits": 4, "per": "group", "allocate": True}, "allocate",
+         "allocate is for 'per: channel', not for 'per: group'"),
+        ({"bits": 4, "codebook": "apot", "allocate": True}, "allocate",
+         "allocate is for even steps, not for codebook apot"),
     ],
 )  # fmt: skip
 def test_weights(weight, field, said):
@@ -122,6 +133,8 @@ def test_rules_whose_later_bits_silence_the_earlier():
          {"bits": 4, "per": "group", "group_size": 64}),
         ({"bits": [4, 8], "symmetric": True}, {}, {"bits": [4, 8], "symmetric": True}),
         ({"bits": 4, "codebook": "kmeans", "per": "channel"}, {}, {"bits": 4, "codebook": "kmeans"}),
+        ({"bits": 4, "allocate": True}, {}, {"bits": 4, "allocate": True}),
+        ({"bits": 16, "allocate": True}, {}, {"bits": 16}),
     ],
 )  # fmt: skip
 def test_what_a_decision_leaves(stated, decided, left):
