@@ -1,8 +1,9 @@
 """The driver: from model and policy to plan, and from plan to the compressed model."""
 
+import gc
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -16,6 +17,7 @@ from fxcompress.measure.calibrate import calibrate
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.hessian import Loss
 from fxcompress.measure.zeroq import synthesize
+from fxcompress.nn import Choice
 from fxcompress.passes import apply
 from fxcompress.passes.apply import select
 from fxcompress.passes.resolve import take_active
@@ -41,6 +43,7 @@ def transform(
     loss: Loss | None = None,
     capture: Way | None = None,
     cache: str | PathLike[str] | None = None,
+    copy: bool = True,
 ) -> fx.GraphModule:
     """Return a compressed copy of `model` as the policy or plan says; `model` is not changed.
 
@@ -49,15 +52,19 @@ def transform(
     iterable of such batches, with labels where the loss needs them, or None for what the policy's `data` makes;
     `loss(output, label)` gives a scalar. `capture` says how the model becomes a graph, in the place of the policy's
     word. `cache` is a folder in which tuning keeps what it has done, so that the same call goes on after a kill. The
-    result is called, trained, moved and saved like the original, under the original parameter names.
+    result is called, trained, moved and saved like the original, under the original parameter names. Without `copy`
+    it takes over the parameters of `model`, which is of no use afterwards: the memory of a second model is saved (a
+    search tries its options on a copy all the same).
     Raises PolicyError, CaptureError, PassError, InfeasibleError or NotReadyError, each naming the layer, line or key.
     """
-    decided, data = _planned(model, policy, example_inputs, data, loss, capture)
-    gm, known = checked_capture(model, example_inputs, data, decided.capture)
-    if decided.tunes_on_data:
-        data = _given_or_made(decided, gm, example_inputs, data)
-    _fill(gm, decided, data, known.positional)
-    tune(gm, decided.tune, data, known.positional, cache)
+    decided, data, gm, positional = _planned(model, policy, example_inputs, data, loss, capture, copy)
+    if gm is None:
+        gc.collect()  # a graph and its nodes hold each other: the plan's own would stay beside the one to come
+        gm, (_, positional) = checked_capture(model, example_inputs, data, decided.capture, copy)
+        if decided.tunes_on_data:
+            data = _given_or_made(decided, gm, example_inputs, data)
+        _fill(gm, decided, data, positional)
+    tune(gm, decided.tune, data, positional, cache)
     return hold(gm, decided)
 
 
@@ -84,7 +91,16 @@ def plan(
     capture: Way | None = None,
 ) -> Plan:
     """Return the policy with every decision made, what it costs and why; takes and raises what `transform` does."""
-    return _planned(model, policy, example_inputs, data, loss, capture)[0]
+    return _planned(model, policy, example_inputs, data, loss, capture).plan
+
+
+class _Planned(NamedTuple):
+    """A plan, the data that it was made with, and the graph that already is what it says, where nothing was open."""
+
+    plan: Plan
+    data: Iterable[Any] | None
+    gm: fx.GraphModule | None = None
+    positional: int | None = None
 
 
 def _planned(
@@ -94,29 +110,32 @@ def _planned(
     data: Iterable[Any] | None,
     loss: Loss | None,
     capture: Way | None,
-) -> tuple[Plan, Iterable[Any] | None]:
-    """Return the plan, and the data that it was made with."""
+    copy: bool = True,
+) -> _Planned:
     wanted = read(policy)
     if capture is not None:
         wanted = wanted.model_copy(update={"capture": capture})
     data = rereadable(data)
     if isinstance(wanted, Plan):
-        return wanted, data
+        return _Planned(wanted, data)
     if wanted.search is not None:
         refuse_missing_inputs(wanted.search, () if data is None and wanted.data is not None else data, loss)
-    gm, known = checked_capture(model, example_inputs, data, wanted.capture)
+    gm, known = checked_capture(model, example_inputs, data, wanted.capture, copy or any(wanted.open_fields()))
     data = _given_or_made(wanted, gm, example_inputs, data)
     original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
     applied = run(wanted.aimed, gm)
     prepare(gm, wanted.tune)
     ranges = calibrate(gm, data, known.positional)
+    is_open = any(isinstance(module, Choice) for module in gm.modules())
     if wanted.search is None:
         take_active(gm)
     with float_mode(gm):  # a model on the meta device has no values to quantize
         flow = shapes(gm, known.inputs)
     decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
     decided = lock(wanted, applied, ranges, gm, original, flow, decision)
-    return decided.replaced(data=wanted.data) if wanted.data and decided.tunes_on_data else decided, data
+    if wanted.data and decided.tunes_on_data:
+        decided = decided.replaced(data=wanted.data)
+    return _Planned(decided, data) if is_open else _Planned(decided, data, gm, known.positional)
 
 
 def _given_or_made(
@@ -135,11 +154,11 @@ def _given_or_made(
 
 
 def checked_capture(
-    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None, way: Way = "auto"
+    model: nn.Module, example_inputs: Any, data: Iterable[Any] | None, way: Way = "auto", copy: bool = True
 ) -> tuple[fx.GraphModule, Examples]:
     """Capture the model and run the graph beside it, on the example inputs or else on a sample of the data."""
     known = examples(model, example_inputs, data)
-    return capture_model(model, known.inputs, way=way), known
+    return capture_model(model, known.inputs, way=way, copy=copy), known
 
 
 def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[Applied]:

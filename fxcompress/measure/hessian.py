@@ -196,7 +196,9 @@ def _rademacher(tensor: Tensor, generator: torch.Generator) -> Tensor:
 def _add_changes(gm: fx.GraphModule, chain: Run, tensors: Sequence[Tensor], changes: dict[Run, list[float]]) -> None:
     if not tensors:
         name = tensor_of_choice(chain[0]) or chain[0]
-        raise NotReadyError(f"the data does not reach {name!r}, whose bits are open; state them, or give data that does")
+        raise NotReadyError(
+            f"the data does not reach {name!r}, whose bits are open; state them, or give data that does"
+        )
     total: dict[Run, float] = defaultdict(float)
     for tensor in tensors:
         for labels, change in perturbations(gm, chain, tensor.detach()):

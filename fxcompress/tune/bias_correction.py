@@ -29,13 +29,12 @@ class _Biased(NamedTuple):
 def bias_correction(
     gm: fx.GraphModule, walk: Walk, finished: Finished, *, statistics: Literal["data", "batch_norm"]
 ) -> None:
-    """Shift the bias of each layer with a quantized weight by the mean error of its output, channel by channel.
+    """Shift the bias of each layer with a quantized weight by the mean error that this makes, channel by channel.
 
-    With `data` it is the mean, over batch and space, of the output in the float model minus that in the quantized
-    one, in which the layers before it are corrected already. With `batch_norm` no data is read: the error of the
-    weight, summed over the kernel, times the mean input that the batch norm before the layer tells; that padding
+    That is (W - Wq) E[x], summed over the kernel. With `data`, x is what enters the layer in the float model, padding
+    and all. With `batch_norm` no data is read: E[x] is what the batch norm before the layer tells; that padding
     brings zeros in is not seen. Layers without a bias get one. Raises PassError where no layer can be corrected, and
-    warns of those that are left (Nagel et al. 2019, section 4.2 and appendices C and D).
+    warns of those that are left (Nagel et al. 2019, section 4.2 and appendices B and C).
     """
     add_biases(gm)
     if statistics == "batch_norm":
@@ -47,29 +46,38 @@ def bias_correction(
         for one in stretch.tunables:
             found = _biased(call for call in one.calls if call in stretch.part.nodes)
             for biased in found:
-                _by_data(gm, stretch, finished, biased)
+                _by_data(gm, stretch, finished, one, biased)
             left += [] if found else [one.layer.name]
             count += 1
     _say_left(left, count, "a bias that is a parameter", "give the layer a bias that is not computed")
 
 
-def _by_data(gm: fx.GraphModule, stretch: Stretch, finished: Finished, one: _Biased) -> None:
+def _by_data(gm: fx.GraphModule, stretch: Stretch, finished: Finished, one: Tunable, biased: _Biased) -> None:
     def work() -> None:
-        add_to_bias(gm, one.operator, one.calls[0], _mean_error(gm, stretch, one))
+        add_to_bias(gm, biased.operator, biased.calls[0], _mean_error(gm, stretch, one, biased))
 
-    finished.once(one.name, gm, [one.name], work)
+    finished.once(biased.name, gm, [biased.name], work)
 
 
-def _mean_error(gm: fx.GraphModule, stretch: Stretch, one: _Biased) -> Tensor:
-    """Return the mean of what the calls give in the float model minus in the quantized one, for each channel."""
-    bias = constant_value(gm, argument_node(one.calls[0], one.operator.bias))
-    weight = constant_value(gm, argument_node(one.calls[0], one.operator.weight))
-    axis = 1 - weight.dim()  # of the channels, from the end: the axes of the kernel lie behind it
-    total, count = torch.zeros_like(bias, dtype=torch.float64), 0
-    for pairs in zip(stretch.float(*one.calls), stretch.quantized(*one.calls), strict=True):
-        for exact, rounded in zip(*pairs, strict=True):
-            total += _sums(exact, axis) - _sums(rounded, axis)
-            count += exact.numel() // len(bias)
+@torch.no_grad()
+def _mean_error(gm: fx.GraphModule, stretch: Stretch, one: Tunable, biased: _Biased) -> Tensor:
+    """Return the mean of (W - Wq) x for each channel, over all that enters the calls in the float model."""
+    operator, total, count = biased.operator, torch.zeros((), dtype=torch.float64), 0
+    ((weight,), *_) = stretch.float(one.node)
+    error = weight - constant_value(gm, one.node)
+    zeros = torch.zeros_like(constant_value(gm, argument_node(biased.calls[0], operator.bias)))
+    inputs = [argument_node(call, operator.inputs[0]) for call in biased.calls]
+    function = operator.functions[0]
+    assert operator.weight is not None
+    assert operator.bias is not None
+    assert callable(function)  # the normal form's spelling
+    for values in stretch.float(*(node for node in inputs if node is not None)):
+        for call, x in zip(biased.calls, values, strict=True):
+            said: list[Any] = list(call.args)
+            said[operator.inputs[0]], said[operator.weight], said[operator.bias] = x, error, zeros
+            away = function(*said)
+            total = total.to(away.device) + _sums(away, 1 - error.dim())  # the channels lie before the kernel's axes
+            count += away.numel() // len(zeros)
     return total / max(count, 1)
 
 

@@ -36,9 +36,12 @@ class Grid:
         return (integer_codes(x, scale, zero_point, self.low, self.high) - zero_point) * scale
 
     def renew(self, start: int, weight: Tensor) -> None:
-        """Set the grid of the group that begins with column `start` to the range of its weights as they are now."""
+        """Set the grid of the group that begins with column `start` to the range of its weights as they are now.
+
+        `weight` is of shape (blocks, rows, width); that of the last group may be less wide.
+        """
         assert self.ranges is not None
-        ends = self.ranges(weight[:, :, start : start + self.width].flatten(0, 1))
+        ends = self.ranges(weight.flatten(0, 1))
         low, high = (end.double().view(weight.shape[:2]) for end in ends)
         ends_with_zero = low.clamp(max=0), high.clamp(min=0)
         found = uniform_grid(*ends_with_zero, self.low, self.high, self.symmetric, self.power_of_two)
@@ -60,31 +63,37 @@ def round_columns(
 
     `weight` is of shape (blocks, rows, columns), `hessian` the sum of x x^T over the inputs of each block, of shape
     (blocks, columns, columns); a factor of it cancels. The columns are rounded in order, or by falling diagonal with
-    `act_order`; each error, divided by the diagonal of the upper Cholesky factor U of the inverse Hessian, is taken
-    from the later columns along the rows of U. `block_size` columns pass their errors on together. An input that is
-    always zero has its weights rounded to the nearest. `kept` is false where the weight must become zero.
-    Raises ValueError where the damped Hessian is not positive definite.
+    `act_order`; with the damped Hessian R R^T, R upper triangular, column k is rounded after the sum over j < k of
+    (W_j - Q_j) R_jk / R_kk is added to it, which gives the same levels as the paper's inverse (Chee et al. 2023,
+    theorem 6) without one. `block_size` columns take the errors before them together. An input that is always zero
+    has its weights rounded to the nearest. `kept` is false where the weight must become zero.
+    Raises ValueError where the damped Hessian is not finite or not positive definite.
     """
-    weight, hessian = weight.double().clone(), hessian.double()
     order = _order(hessian, act_order)
-    columns = order.unsqueeze(1).expand_as(weight)
-    weight = weight.gather(2, columns)
-    kept = None if kept is None else kept.gather(2, columns)
-    rows = order.unsqueeze(2).expand_as(hessian)
-    factor = _inverse_factor(hessian.gather(1, rows).gather(2, rows.mT), damping)
-    rounded = torch.empty_like(weight)
-    for start, end in _blocks(weight.shape[2], block_size, grid):
+    shares = _shares(hessian, order, damping)
+    columns = order.unsqueeze(2).expand(-1, -1, weight.shape[1])
+    levels = weight.mT.double().gather(1, columns)  # a column of the weight is a row: it lies together in memory
+    kept = None if kept is None else kept.mT.gather(1, columns)
+    errors = torch.zeros_like(levels)
+
+    def passed_on(start: int, end: int) -> Tensor:
+        return shares[:, :start, start:end].mT @ errors[:, :start]
+
+    for start, end in _blocks(len(order[0]), block_size, grid):
         if grid.ranges is not None and start % grid.width == 0:
-            grid.renew(start, weight if kept is None else weight * kept)
-        errors = torch.empty_like(weight[:, :, start:end])
+            stop = min(start + grid.width, levels.shape[1])
+            # what the columns would become if none of them were rounded
+            among = shares[:, start:stop, start:stop].mT
+            moved = torch.linalg.solve_triangular(among, passed_on(start, stop), upper=False, unitriangular=True)
+            group = levels[:, start:stop] + moved
+            grid.renew(start, (group if kept is None else group * kept[:, start:stop]).mT)
+        block = levels[:, start:end] + passed_on(start, end)
         for at in range(start, end):
-            level = grid.round(weight[:, :, at], order[:, at])
-            level = level if kept is None else level * kept[:, :, at]
-            error = (weight[:, :, at] - level) / factor[:, at, at].unsqueeze(1)
-            weight[:, :, at + 1 : end] -= error.unsqueeze(2) * factor[:, at, at + 1 : end].unsqueeze(1)
-            errors[:, :, at - start], rounded[:, :, at] = error, level
-        weight[:, :, end:] -= errors @ factor[:, start:end, end:]
-    return torch.empty_like(rounded).scatter_(2, columns, rounded)
+            block[:, at - start] += (shares[:, start:at, at].unsqueeze(1) @ errors[:, start:at]).squeeze(1)
+            level = grid.round(block[:, at - start], order[:, at])
+            level = level if kept is None else level * kept[:, at]
+            errors[:, at], levels[:, at] = levels[:, at] - level, level
+    return torch.empty_like(levels).scatter_(1, columns, levels).mT
 
 
 def _order(hessian: Tensor, act_order: bool) -> Tensor:
@@ -103,15 +112,22 @@ def _blocks(columns: int, block_size: int, grid: Grid) -> Iterator[tuple[int, in
     yield from pairwise(sorted(starts | {columns}))
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Return upper triangular U with U^T U = (H + damping * mean(diagonal of H) * I)^-1.
+def _shares(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Return R_jk / R_kk, where R is upper triangular and R R^T = H + damping * mean(diagonal of H) * I, in order.
 
-    Where J turns the order of the columns around and J H J = L L^T, it is the inverse of J L J.
+    Where J turns the order of the columns around and J H J = L L^T, R is J L J. The Hessian of a wide layer is large:
+    two of its size in float64 are held at a time, and the factorization takes the transposed view without a copy.
     """
-    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
-    added = torch.where(mean > 0, damping * mean, 1.0)  # a block whose inputs are all zero
-    identity = torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device)
-    lower, failed = torch.linalg.cholesky_ex((hessian + added.view(-1, 1, 1) * identity).flip(1, 2))
+    turned, block = order.flip(1), torch.arange(len(order), device=order.device).view(-1, 1, 1)
+    hessian = hessian[block, turned.unsqueeze(2), turned.unsqueeze(1)].double()
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    if not mean.isfinite().all():
+        raise ValueError("its inputs are NaN, infinite or too large to be squared; leave out such data, or the layer")
+    diagonal.add_(torch.where(mean > 0, damping * mean, 1.0))  # a block whose inputs are all zero
+    factor, failed = torch.linalg.cholesky_ex(hessian.mT)
+    del hessian, diagonal
     if failed.any():
         raise ValueError(f"the Hessian of its inputs is not positive definite with damping {damping}; raise damping")
-    return torch.linalg.solve_triangular(lower.flip(1, 2), identity.expand_as(hessian), upper=True)
+    factor = factor.flip(1, 2)
+    return factor.div_(factor.diagonal(dim1=1, dim2=2).clone().unsqueeze(1))

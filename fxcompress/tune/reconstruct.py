@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
+from fxcompress.errors import NotReadyError
 from fxcompress.graph.edit import chain_under
 from fxcompress.tune.soft_rounding import LearnedScale, SoftRounding
 from fxcompress.tune.walk import Instead, Values, run
@@ -52,8 +53,11 @@ def reconstruct(
 
     Minimizes the squared error of the outputs plus the regularization times the penalty of undecided roundings, with
     Adam (AdaRound, Nagel et al. 2020, equation 25; for blocks, BRECQ, Li et al. 2021, algorithm 1). The penalty sets
-    in after the warm-up, with beta going from 20 to 2.
+    in after the warm-up, with beta going from 20 to 2. Raises NotReadyError where a batch holds no values, or the
+    error is not finite.
     """
+    if not all(target.numel() for sample in samples for target in sample.targets):
+        raise NotReadyError(f"tune: a batch of data gives no values in {samples[0].outputs[-1].name!r}")
     generator = torch.Generator().manual_seed(recipe.seed)
     instead = {**roundings, **scales}
     moving = [node for node in constants if any(one in roundings for one in (node, *chain_under(gm, node)))]
@@ -77,15 +81,22 @@ def reconstruct(
         if step >= start and recipe.regularization:
             beta = _BETA[0] + (_BETA[1] - _BETA[0]) * (step - start) / max(recipe.iterations - start, 1)
             terms += [recipe.regularization * one.penalty(beta) for one in roundings.values()]
+        total = torch.stack(terms).sum()
+        if not total.isfinite():
+            raise NotReadyError(
+                f"tune: the squared error of {sample.outputs[-1].name!r} is not finite: what enters is NaN, infinite "
+                "or too large to be squared; leave out such data, or the layer from the rules"
+            )
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(terms).sum().backward()
+        total.backward()
         optimizer.step()
 
 
 def _error(found: Tensor, target: Tensor) -> Tensor:
     """Return the squared error summed over channels, and averaged over samples and places."""
     channels = target.shape[1 if target.dim() > 3 else -1] if target.dim() else 1
-    return (found - target).square().sum() * (channels / target.numel())
+    away = (found - target).to(torch.promote_types(target.dtype, torch.float32))
+    return away.square().sum() * (channels / target.numel())
 
 
 def _is_batch(value: object, count: int) -> bool:

@@ -48,11 +48,12 @@ def tune(
     """Apply the steps of `tune` in order, in eval mode; `gm` is changed. Ranges that a step forgets are found anew.
 
     A step of ours takes (gm, walk, finished, **arguments), one of the user's own (gm, data, **arguments). What is
-    done is kept under `cache`. Raises NotReadyError where a step needs data and there is none.
+    done is kept under `cache`. Raises NotReadyError where a step needs data and there is none, where data holds NaN,
+    and where a step makes a parameter or a buffer NaN or infinite.
     """
     walk = Walk(gm, partial(_inputs, gm, data, positional), several=len(steps) > 1)
     for step in steps:
-        function = step.function(STEPS)
+        function, before = step.function(STEPS), _nonfinite(gm)
         with eval_mode(gm):
             if step.name in STEPS:
                 kept = finished(cache, step, _fingerprint(data) if cache else "", model=gm)
@@ -60,16 +61,28 @@ def tune(
             else:
                 function(gm, data, **step.args)
         calibrate(gm, data, positional)
+        if made := sorted(_nonfinite(gm) - before):
+            raise NotReadyError(
+                f"tune: {step.name} makes {made[0]!r} NaN or infinite: what the model computes from the data is, or "
+                "is too large to be squared; leave out such data, or the layer from the rules"
+            )
+
+
+def _nonfinite(gm: fx.GraphModule) -> set[str]:
+    """Return the names of parameters and buffers that hold NaN or infinity."""
+    tensors = gm.state_dict().items()
+    return {name for name, one in tensors if one.is_floating_point() and not one.isfinite().all()}
 
 
 def _inputs(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | None) -> Iterator[Arguments]:
     if data is None:
         raise NotReadyError("tune needs data: pass data=loader, any iterable of batches")
-    empty = True
-    for batch in batches(gm, data, positional):
-        empty = False
+    position = -1
+    for position, batch in enumerate(batches(gm, data, positional)):
+        if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(batch.inputs)):
+            raise NotReadyError(f"tune: batch {position} of data holds NaN")
         yield batch.inputs
-    if empty:
+    if position < 0:
         raise NotReadyError("tune needs data, but `data` yielded no batch")
 
 

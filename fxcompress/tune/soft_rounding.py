@@ -22,7 +22,8 @@ class SoftRounding(nn.Module):
         self._low, self._high = quantizer.low, quantizer.high
         self._scale = quantizer.layout.spread(quantizer.scale, weight)
         self._zero_point = quantizer.layout.spread(quantizer.zero_point, weight)
-        steps = weight / self._scale
+        self._dtype = weight.dtype
+        steps = weight.to(torch.promote_types(weight.dtype, torch.float32)) / self._scale
         self._floor = steps.floor() + self._zero_point
         fraction = steps - steps.floor()
         self._fixed = weight == 0
@@ -46,7 +47,8 @@ class SoftRounding(nn.Module):
         return (1 - (2 * up - 1).abs().pow(beta)).masked_fill(self._fixed, 0).sum()
 
     def _on_grid(self, up: Tensor) -> Tensor:
-        return ((self._floor + up).clamp(self._low, self._high) - self._zero_point) * self._scale
+        codes = (self._floor + up).clamp(self._low, self._high)
+        return ((codes - self._zero_point) * self._scale).to(self._dtype)
 
 
 class LearnedScale(nn.Module):
@@ -58,6 +60,6 @@ class LearnedScale(nn.Module):
         self.scale = nn.Parameter(quantizer.scale.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x / self.scale
+        steps = x.to(torch.promote_types(x.dtype, self.scale.dtype)) / self.scale  # its gradient overflows in half
         codes = steps + (steps.round() - steps).detach() + self._zero_point
-        return (codes.clamp(self._low, self._high) - self._zero_point) * self.scale
+        return ((codes.clamp(self._low, self._high) - self._zero_point) * self.scale).to(x.dtype)
