@@ -3,10 +3,10 @@ BIN := .venv/bin
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check fuzz zoo zoo-sample bench-resnet20 bench-capture bench-post-training bench-calibration clean
+.PHONY: help install demo test lint types check fuzz zoo zoo-sample bench-resnet20 bench-capture bench-post-training bench-calibration bench-language-models bench-real-weights clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 23
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 24
 
 install: .venv/.installed ## create .venv with everything that development needs
 
@@ -17,7 +17,7 @@ install: .venv/.installed ## create .venv with everything that development needs
 	touch $@
 
 # The tensors are small: a second thread gains little on an idle machine and costs tenfold on a busy one.
-demo test fuzz zoo zoo-sample bench-capture bench-post-training bench-calibration: export OMP_NUM_THREADS ?= 1
+demo test fuzz zoo zoo-sample bench-capture bench-post-training bench-calibration bench-language-models bench-real-weights: export OMP_NUM_THREADS ?= 1
 
 demo: .venv/.installed ## train a ResNet-20 on handwritten digits, compress it and compare
 	$(BIN)/fxcompress demo
@@ -67,6 +67,13 @@ bench-post-training: build/peers/.installed ## measure post-training quantizatio
 
 bench-calibration: build/peers/.installed ## measure what calibration costs, beside Brevitas (needs a quiet machine)
 	$(BIN)/python benchmarks/calibration_cost.py --data $(DATA)
+
+bench-language-models: .venv/.installed ## measure stories260K with few bits, and the memory that it takes
+	$(BIN)/python benchmarks/language_models.py --data $(DATA)
+	$(BIN)/python benchmarks/memory.py
+
+bench-real-weights: .venv/.installed ## measure ResNet-56, ResNet-8 and SqueezeNet
+	$(BIN)/python benchmarks/real_weights.py --data $(DATA)
 
 clean: ## remove what was built and cached, all but .venv
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache

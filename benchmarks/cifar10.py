@@ -32,7 +32,7 @@ def training_subset(folder: Path, count: int, seed: int = 0, batch: int = 128) -
     """Return `count` of the first 25,000 training images in batches, chosen by `seed`."""
     file = np.load(folder / "cifar10_train_0.npz")
     chosen = np.random.default_rng(seed).choice(len(file["labels"]), count, replace=False)
-    images = _decoded(file["delta"])[chosen]
+    images = decoded(file["delta"])[chosen]
     return DataLoader(TensorDataset(_normalised(images), torch.from_numpy(file["labels"][chosen]).long()), batch)
 
 
@@ -44,7 +44,7 @@ def accuracy(model: torch.nn.Module, data: TensorDataset) -> float:
     return (found == labels).float().mean().item()
 
 
-def _decoded(delta: np.ndarray) -> np.ndarray:
+def decoded(delta: np.ndarray) -> np.ndarray:
     """Undo the differences along width, height and colour, modulo 256: (colour, N, H, W) to (N, H, W, colour)."""
     x = np.cumsum(np.cumsum(delta, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     x[0] += x[1]

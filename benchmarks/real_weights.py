@@ -152,7 +152,7 @@ def resnet8(folder: Path, seed: int) -> Subject:
     _load(model, folder / "resnet8_cifar10.safetensors")
     test, train = np.load(folder / "cifar10_test.npz"), np.load(folder / "cifar10_train_0.npz")
     chosen = np.random.default_rng(seed).choice(len(train["labels"]), IMAGES, replace=False)
-    data = _images(cifar10._decoded(train["delta"])[chosen]).split(128)
+    data = _images(cifar10.decoded(train["delta"])[chosen]).split(128)
     return Subject(model, TensorDataset(_images(test["images"]), torch.from_numpy(test["labels"]).long()), data)
 
 
@@ -161,7 +161,7 @@ def squeezenet(folder: Path, seed: int) -> Subject:
     model = SqueezeNet()
     _load(model, folder / "squeezenet1_0_deep_compression.safetensors")
     file = np.load(folder / "imagenet_sample_300.npz")
-    images = _images(cifar10._decoded(file["delta"])) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
+    images = _images(cifar10.decoded(file["delta"])) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
     order = np.random.default_rng(seed).permutation(len(images))
     known, unseen = order[:IMAGENET_IMAGES], order[IMAGENET_IMAGES:]
     test = TensorDataset(images[unseen], torch.from_numpy(file["labels"])[unseen].long())
