@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxcompress.errors import NotReadyError
 from fxcompress.graph import capture as capture_model
 from fxcompress.graph import verify
+from fxcompress.graph.compare import restored
 from fxcompress.graph.edit import tensor_of_quantizer
 from fxcompress.graph.inputs import Examples, examples, rereadable
 from fxcompress.graph.shapes import shapes
@@ -61,9 +62,10 @@ def transform(
     if gm is None:
         gc.collect()  # a graph and its nodes hold each other: the plan's own would stay beside the one to come
         gm, (_, positional) = checked_capture(model, example_inputs, data, decided.capture, copy)
-        if decided.tunes_on_data:
-            data = _given_or_made(decided, gm, example_inputs, data)
-        _fill(gm, decided, data, positional)
+        with restored(gm.buffers()):
+            if decided.tunes_on_data:
+                data = _given_or_made(decided, gm, example_inputs, data)
+            _fill(gm, decided, data, positional)
     tune(gm, decided.tune, data, positional, cache)
     return hold(gm, decided)
 
@@ -121,18 +123,20 @@ def _planned(
     if wanted.search is not None:
         refuse_missing_inputs(wanted.search, () if data is None and wanted.data is not None else data, loss)
     gm, known = checked_capture(model, example_inputs, data, wanted.capture, copy or any(wanted.open_fields()))
-    data = _given_or_made(wanted, gm, example_inputs, data)
-    original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
-    applied = run(wanted.aimed, gm)
-    prepare(gm, wanted.tune)
-    ranges = calibrate(gm, data, known.positional)
-    is_open = any(isinstance(module, Choice) for module in gm.modules())
-    if wanted.search is None:
-        take_active(gm)
-    with float_mode(gm):  # a model on the meta device has no values to quantize
-        flow = shapes(gm, known.inputs)
-    decision = decide(gm, wanted.search, original, flow, data, loss, known.positional) if wanted.search else None
-    decided = lock(wanted, applied, ranges, gm, original, flow, decision)
+    with restored(gm.buffers()):
+        data = _given_or_made(wanted, gm, example_inputs, data)
+        original = float_prices(gm, wanted.search, shapes(gm, known.inputs))
+        applied = run(wanted.aimed, gm)
+        prepare(gm, wanted.tune)
+        ranges = calibrate(gm, data, known.positional)
+        is_open = any(isinstance(module, Choice) for module in gm.modules())
+        if wanted.search is None:
+            take_active(gm)
+        with float_mode(gm):  # a model on the meta device has no values to quantize
+            flow = shapes(gm, known.inputs)
+        search = wanted.search
+        decision = decide(gm, search, original, flow, data, loss, known.positional) if search else None
+        decided = lock(wanted, applied, ranges, gm, original, flow, decision)
     if wanted.data and decided.tunes_on_data:
         decided = decided.replaced(data=wanted.data)
     return _Planned(decided, data) if is_open else _Planned(decided, data, gm, known.positional)

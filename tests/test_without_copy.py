@@ -37,3 +37,22 @@ def test_what_is_open_is_tried_on_a_copy():
     steps = ["equalize", {"kind": "supernet", "rules": [{"select": {"names": ["0"]}, "kernel_size": [3, 5]}]}]
     expected, found = (transform(model(), {"version": 1, "steps": steps}, copy=copy) for copy in (True, False))
     assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("tune", [(), ("bias_correction",), ({"ada_round": {"iterations": 2}},)])
+def test_what_transform_runs_is_not_counted(tune):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count.add_(1)
+            return self.layer(x) / self.count
+
+    rules = [{"weight": {"bits": 4}, "input": {"bits": 8}}]
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": tune}
+    for way in ("symbolic", "islands"):
+        small = transform(Counting(), policy, data=[torch.randn(2, 4)], capture=way)
+        assert small.get_buffer("count") == 0

@@ -1,7 +1,7 @@
 """Comparison of a graph with the model that it was captured from, on the example inputs."""
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -47,13 +47,25 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors, such as counters in buffers, back the values that running a model changes."""
+    values = [(tensor, tensor.clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                if not tensor.is_meta and not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+@contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Put a module back as it was: its buffers, gradients and attributes, and what lists and dicts among these hold.
 
     A module that makes parts or tensors of its own in its first run keeps them, and all attributes with them.
     """
     buffers = [(part, dict(part._buffers)) for part in module.modules()]
-    values = [(buffer, buffer.clone()) for buffer in module.buffers()]
     gradients = [(tensor, tensor.grad) for tensor in module.parameters()] if torch.is_grad_enabled() else []
     for tensor, _ in gradients:
         tensor.grad = None  # the next would be added to it, in place
@@ -61,14 +73,11 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     contents = [(held, held.copy()) for own in before.values() for held in own.values() if type(held) in _CONTAINERS]
     registered = _registered(module)
     try:
-        yield
+        with restored(module.buffers()):
+            yield
     finally:
         for part, own in buffers:  # forward may have put others into their places
             part._buffers.update(own)
-        with torch.no_grad():
-            for buffer, value in values:
-                if not buffer.is_meta and not torch.equal(buffer, value):
-                    buffer.copy_(value)
         for tensor, gradient in gradients:
             tensor.grad = gradient
         if registered == _registered(module):

@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import NotReadyError
+from fxcompress.graph.compare import restored
+from fxcompress.graph.edit import INSERTED
 from fxcompress.graph.inputs import Arguments, batches
 from fxcompress.graph.mode import eval_mode
 from fxcompress.measure.calibrate import calibrate
@@ -52,9 +54,12 @@ def tune(
     and where a step makes a parameter or a buffer NaN or infinite.
     """
     walk = Walk(gm, partial(_inputs, gm, data, positional), several=len(steps) > 1)
+    own = [
+        one for module in gm.modules() if not isinstance(module, INSERTED) for one in module.buffers(recurse=False)
+    ]
     for step in steps:
         function, before = step.function(STEPS), _nonfinite(gm)
-        with eval_mode(gm):
+        with eval_mode(gm), restored(own):
             if step.name in STEPS:
                 kept = finished(cache, step, _fingerprint(data) if cache else "", model=gm)
                 function(gm, walk, kept, **step.arguments)

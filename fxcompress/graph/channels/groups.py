@@ -1,7 +1,6 @@
 """Channel groups: which slices of which parameters must be removed together, found by following the graph."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,6 +11,7 @@ from torch import fx
 
 from fxcompress.graph.channels.flow import Follower, ParameterAxis
 from fxcompress.graph.channels.labels import Couplings, Ids
+from fxcompress.graph.compare import restored
 from fxcompress.graph.inputs import as_arguments
 from fxcompress.graph.mode import eval_mode
 from fxcompress.graph.regions import Islands, Region, bound, regions
@@ -74,7 +74,7 @@ def channel_groups(gm: fx.GraphModule, example_inputs: Any) -> list[ChannelGroup
     """
     arguments = as_arguments(example_inputs)
     follower = Follower(gm)
-    with eval_mode(gm), _unchanged_buffers(gm):
+    with eval_mode(gm), restored(gm.buffers()):
         found = regions(gm)
         if isinstance(gm, Islands):
             with gm.calling([_followed(follower, region) for region in found]):
@@ -82,16 +82,6 @@ def channel_groups(gm: fx.GraphModule, example_inputs: Any) -> list[ChannelGroup
         else:
             _followed(follower, found[0])(gm, *arguments.args, **arguments.kwargs)
     return _grouped(follower)
-
-
-@contextmanager
-def _unchanged_buffers(gm: fx.GraphModule) -> Iterator[None]:
-    """Give buffers back the values that a run has changed."""
-    before = [(buffer, buffer.clone()) for buffer in gm.buffers()]
-    yield
-    for buffer, value in before:
-        if not torch.equal(buffer, value):
-            buffer.copy_(value)
 
 
 def _followed(follower: Follower, region: Region) -> Callable[..., Any]:
