@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder of weights and images; without it nothing is measured")
     parser.add_argument("--only", nargs="+", default=[""], help="cells by the beginning of their name, globs allowed")
-    parser.add_argument("--results", type=Path, default=Path("build/post-training.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/post-training.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     arguments = parser.parse_args()
     if arguments.data:
