@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -113,7 +114,7 @@ def load(folder: Path) -> tuple[Sizes, dict[str, Tensor]]:
     """Return what `stories260k.safetensors` holds: its sizes and its weights by their published names."""
     with safe_open(folder / "stories260k.safetensors", "pt") as file:
         stated = json.loads(file.metadata()["config"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = load_file(folder / "stories260k.safetensors")
     return Sizes(**{name: stated[name] for name in Sizes._fields}), weights
 
 

@@ -3,21 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxcompress.graph.edit import chain_under, constant_value, is_constant, module_of
 from fxcompress.graph.operators.calls import operator_of
-from fxcompress.lowering.clamps import clamp_bounds
+from fxcompress.graph.operators.clamps import clamp_bounds
 from fxcompress.nn import UniformQuantizer
-
-# Operators that only move values: ONNX Runtime moves a DequantizeLinear through them.
-_MOVES = {
-    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
-    *("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous"),
-}
+from fxcompress.passes.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -98,4 +90,6 @@ def _only_quantized(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _moves(gm: fx.GraphModule, node: fx.Node) -> bool:
-    return node.target in _MOVES or isinstance(module_of(gm, node), nn.modules.dropout._DropoutNd)
+    """Whether a node only moves values: ONNX Runtime moves a DequantizeLinear through it."""
+    dropout = isinstance(module_of(gm, node), nn.modules.dropout._DropoutNd)
+    return dropout or TARGETS["onnxruntime"].moves_values(node)

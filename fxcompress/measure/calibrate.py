@@ -76,9 +76,14 @@ def _waiting(gm: fx.GraphModule, node: fx.Node, consumers: dict[fx.Node, str]) -
 
     def observer() -> Observer:
         reference = next(one.observer for one in quantizers.values() if one.observer is not None)
-        return reference.function(OBSERVERS)(**reference.args)
+        return new_observer(reference)
 
     return _Waiting(node, quantizers, consumers.get(node, node.name), observer)
+
+
+def new_observer(reference: Any) -> Observer:
+    """Return a new observer, as a rule names it."""
+    return reference.function(OBSERVERS)(**reference.args)
 
 
 def _range_for(observer: Any, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,7 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
         else:
             alike.setdefault(quantizer.layout, []).append(quantizer)
     for layout, quantizers in alike.items():
-        observed = [_ranges_of_rows(rows, found.observer, quantizers) for rows in layout.whole_rows(weight)]
+        observed = [ranges_of_rows(rows, found.observer, quantizers) for rows in layout.whole_rows(weight)]
         for index, quantizer in enumerate(quantizers):
             quantizer.set_range(*(layout.gather([ends[index][side] for ends in observed]) for side in (0, 1)))
     if isinstance(split, ChannelSplit):
@@ -139,14 +144,14 @@ def _allocate(quantizer: AllocatedQuantizer, rows: Tensor, new: Callable[[], Obs
         here = bits == width
         if here.any():
             alike = UniformQuantizer(width, axis=0, channels=int(here.sum()), **form)
-            low[here], high[here] = (end.double() for end in _ranges_of_rows(rows[here], new, [alike])[0])
+            low[here], high[here] = (end.double() for end in ranges_of_rows(rows[here], new, [alike])[0])
     quantizer.set_range(low, high)
 
 
-def _ranges_of_rows(
+def ranges_of_rows(
     rows: Tensor, new: Callable[[], Observer], quantizers: Sequence[Quantizer]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return for each quantizer the ends of each row."""
+    """Return for each quantizer the ends that a new observer finds in each row."""
     ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in quantizers]
     for some in rows.split(_ROWS):
         observer = new()

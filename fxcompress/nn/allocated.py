@@ -43,10 +43,6 @@ class AllocatedQuantizer(Quantizer):
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
 
     @property
-    def precision(self) -> int:
-        return self.bits
-
-    @property
     def dtype_name(self) -> str:
         return f"{'int' if self.symmetric else 'uint'}{self.bits} on average"
 

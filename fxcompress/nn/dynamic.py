@@ -38,10 +38,6 @@ class DynamicQuantizer(Quantizer):
         return False
 
     @property
-    def precision(self) -> int:
-        return self.bits
-
-    @property
     def dtype_name(self) -> str:
         return f"{'int' if self.symmetric else 'uint'}{self.bits}"
 

@@ -52,9 +52,9 @@ class Quantizer(nn.Module, ABC):
         return False
 
     @property
-    @abstractmethod
     def precision(self) -> int | str:
         """The policy's word for it: 4, 16, `ternary`, `e4m3`, ..."""
+        return self.bits
 
     @property
     @abstractmethod

@@ -56,10 +56,6 @@ class UniformQuantizer(Quantizer):
         return self.bits <= 8 and self.layout.per != "group"
 
     @property
-    def precision(self) -> int:
-        return self.bits
-
-    @property
     def dtype_name(self) -> str:
         return f"{'int' if self.symmetric else 'uint'}{self.bits}"
 

@@ -1,15 +1,16 @@
 """What lies between two layers: operators across which each channel can be scaled by a positive number of its own."""
 
+import math
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
 from fxcompress.graph.edit import inserted, module_of
 from fxcompress.graph.operators.calls import operator_of
+from fxcompress.graph.operators.clamps import clamp_bounds
 from fxcompress.passes.fold_batch_norm import expect_features
 
 _ELEMENTWISE = ("relu", "leaky_relu", "prelu", "contiguous")
-_CLAMPED = ("relu6", "hardtanh")
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PLAIN = (*_DROPOUT, nn.Identity)
 
@@ -71,10 +72,8 @@ def _named(gm: fx.GraphModule, node: fx.Node) -> str:
 
 def is_clamp(node: fx.Node) -> bool:
     """Return whether a node clamps to zero and some positive number, such as ReLU6."""
-    operator = operator_of(node)
-    if operator is None or operator.kind not in _CLAMPED:
-        return False
-    return operator.kind == "relu6" or (isinstance(node.args[1], int | float) and node.args[1] == 0)
+    bounds = clamp_bounds(node)
+    return bounds is not None and bounds[0] == 0 and 0 < bounds[1] < math.inf
 
 
 def _crossed(gm: fx.GraphModule, node: fx.Node, state: _State, *, clamped: bool) -> _State | None:

@@ -32,6 +32,10 @@ class Target:
     input_bits: tuple[int, ...]
     weight_bits: tuple[int, ...]
 
+    def moves_values(self, node: fx.Node) -> bool:
+        """Return whether the engine only moves values around for a node."""
+        return _is(_kind(node), self.moves)
+
 
 _BITS = 8  # of what is added: every engine has kernels for it
 _CLAMPS = ("relu", "relu6", "hardtanh")
@@ -76,7 +80,7 @@ def complete(placed: Placements, gm: fx.GraphModule, name: str) -> None:
         kind = _kind(node)
         entering = [tensor_under(gm, edge) for edge in node.all_input_nodes if not is_constant(gm, edge)]
         known = [one for tensor in entering if (one := _static(placed, tensor) or made.get(tensor)) is not None]
-        if known and _is(kind, target.moves):
+        if known and target.moves_values(node):
             made[node] = known[0]
         if known and _is(kind, target.joins):
             for tensor in entering:
@@ -88,7 +92,7 @@ def complete(placed: Placements, gm: fx.GraphModule, name: str) -> None:
             if _is(kind, target.returns) and all(user.op != "output" for user in result.users):
                 _add(placed, result, list(result.users), known[0])
     for node in gm.graph.nodes:
-        if _is(_kind(node), target.moves):
+        if target.moves_values(node):
             _share(placed, [tensor_under(gm, node.all_input_nodes[0]), node], ruled)
         if _is(_kind(node), target.agrees):
             _share(placed, [tensor_under(gm, edge) for edge in node.all_input_nodes], ruled)

@@ -6,24 +6,25 @@ from typing import Any
 from torch import fx
 
 from fxcompress.graph.edit import is_constant
-from fxcompress.graph.operators.calls import operator_of
+from fxcompress.graph.operators.clamps import clamp_bounds
 from fxcompress.measure.progress import progress
 from fxcompress.tune.finished import Finished
+from fxcompress.tune.left import say_uneven
 from fxcompress.tune.parts import constants_of
 from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
 from fxcompress.tune.soft_rounding import SoftRounding
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import Tunable, float_weight, store, uniform
-
-_CLAMPS = ("relu", "relu6", "hardtanh")  # a layer's output counts behind these
+from fxcompress.tune.weights import Tunable, float_weight, store, tunables, uniform
 
 
 def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
     """Learn for each weight in turn which elements are rounded up (Nagel et al. 2020, sections 3.3 and 3.4).
 
     A layer's input is that of the network quantized so far, its target the output of the float model. The chosen
-    roundings become the parameter's values, so that rounding to nearest gives them ever after.
+    roundings become the parameter's values, so that rounding to nearest gives them ever after. Warns of weights
+    without even steps; raises PassError where all are.
     """
+    say_uneven("ada_round", tunables(gm))
     recipe = Recipe(**arguments)
     for stretch in progress(walk.stretches(), "rounding"):
         for one, quantizer in uniform(stretch.tunables):
@@ -41,10 +42,9 @@ def _round(stretch: Stretch, one: Tunable, rounding: SoftRounding, recipe: Recip
 
 
 def _samples(stretch: Stretch, call: fx.Node) -> list[Sample]:
-    users = list(call.users)
-    operator = operator_of(users[0])
-    clamped = len(users) == 1 and operator is not None and operator.kind in _CLAMPS
-    nodes = (call, users[0]) if clamped else (call,)
+    """Return what enters a call and what it should give, behind the clamp that follows it."""
+    users = tuple(call.users)
+    nodes = (call, *users) if len(users) == 1 and clamp_bounds(users[0]) is not None else (call,)
     inputs = [node for node in call.all_input_nodes if not is_constant(stretch.gm, node)]
     return [
         Sample(nodes, nodes[-1:], dict(zip(inputs, values, strict=True)), target)

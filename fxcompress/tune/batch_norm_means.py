@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress.graph.edit import constant_value, module_of, tensor_under
 from fxcompress.graph.operators.calls import argument_node, operator_of
+from fxcompress.graph.operators.clamps import clamp_bounds
 from fxcompress.nn.functional import folded_bias
 
 _AVERAGES = tuple(f"{kind}{axes}d" for kind in ("avg_pool", "adaptive_avg_pool") for axes in (1, 2, 3))
@@ -36,7 +37,7 @@ def mean_input(gm: fx.GraphModule, call: fx.Node) -> Tensor | None:
     while node is not None and _keeps_means(gm, node):
         flat |= node.target is torch.flatten
         node = _tensor(gm, node)
-    limits = None if node is None else _limits(node)
+    limits = None if node is None else clamp_bounds(node)
     if node is not None and limits is not None:
         node = _tensor(gm, node)
     normal = None if node is None else _normal(gm, node)
@@ -57,15 +58,6 @@ def _keeps_means(gm: fx.GraphModule, node: fx.Node) -> bool:
     averages = operator is not None and operator.kind in _AVERAGES
     flattens = node.target is torch.flatten and node.args[1:] == (1, -1)  # channel after channel
     return averages or flattens or isinstance(module_of(gm, node), _DropoutNd)
-
-
-def _limits(node: fx.Node) -> tuple[float, float] | None:
-    """Return what a node clips to, None for a node that does something else."""
-    operator = operator_of(node)
-    kind = "" if operator is None else operator.kind
-    if kind == "hardtanh":
-        return node.args[1], node.args[2]  # type: ignore[return-value]
-    return {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(kind)
 
 
 def _normal(gm: fx.GraphModule, node: fx.Node) -> _Normal | None:

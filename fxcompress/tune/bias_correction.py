@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
 from fxcompress.graph.edit import constant_value, get_tensor, parameter_under
-from fxcompress.graph.operators.calls import Operator, argument_node, operator_of
+from fxcompress.graph.operators.calls import Operator, argument_node, row_of
 from fxcompress.nn.functional import folded_bias
 from fxcompress.tune.batch_norm_means import mean_input
 from fxcompress.tune.finished import Finished
+from fxcompress.tune.left import say_left
 from fxcompress.tune.walk import Stretch, Walk
 from fxcompress.tune.weights import Tunable, add_to_bias, float_weight, tunables
 
@@ -93,7 +94,7 @@ def add_biases(gm: fx.GraphModule) -> None:
     made: set[str] = set()
     for one in tunables(gm):
         for call in one.calls:
-            operator = _row(call)
+            operator = row_of(call)
             assert operator.bias is not None
             bias = argument_node(call, operator.bias)
             if bias is None:
@@ -104,7 +105,7 @@ def add_biases(gm: fx.GraphModule) -> None:
 
 
 def _zero_bias(gm: fx.GraphModule, call: fx.Node, made: set[str], before: fx.Node) -> fx.Node:
-    weight = parameter_under(gm, argument_node(call, _row(call).weight))
+    weight = parameter_under(gm, argument_node(call, row_of(call).weight))
     assert weight is not None
     path, _, leaf = weight.rpartition(".")
     owner = gm.get_submodule(path)
@@ -116,7 +117,7 @@ def _zero_bias(gm: fx.GraphModule, call: fx.Node, made: set[str], before: fx.Nod
         )
     if free[0] not in made:
         like = get_tensor(gm, weight)
-        zeros = like.new_zeros(_groups(call) * like.shape[1] if _row(call).out_axis else len(like))
+        zeros = like.new_zeros(_groups(call) * like.shape[1] if row_of(call).out_axis else len(like))
         owner.register_parameter(names[free[0]], nn.Parameter(zeros, requires_grad=like.requires_grad))
         made.add(free[0])
     with gm.graph.inserting_before(before):
@@ -131,12 +132,12 @@ def _biased(calls: Iterable[fx.Node]) -> list[_Biased]:
     """Return the calls together that read one bias, without those whose bias is computed."""
     found: dict[str, _Biased] = {}
     for call in calls:
-        bias: Any = argument_node(call, _row(call).bias)
+        bias: Any = argument_node(call, row_of(call).bias)
         if bias is not None and bias.target is folded_bias:
             bias = bias.args[0] if bias.args[2] is None else bias.args[2]
         if isinstance(bias, fx.Node) and bias.op == "get_attr":
             name = str(bias.target)
-            known = found.get(name, _Biased(name, _row(call), ()))
+            known = found.get(name, _Biased(name, row_of(call), ()))
             found[name] = known._replace(calls=(*known.calls, call))
     return list(found.values())
 
@@ -176,27 +177,17 @@ def _shift(gm: fx.GraphModule, one: Tunable, calls: Sequence[fx.Node]) -> Tensor
     return -(blocks @ inputs).flatten() / spread
 
 
-def _row(call: fx.Node) -> Operator:
-    operator = operator_of(call)
-    assert operator is not None  # it is a layer
-    return operator
-
-
 def _said(call: fx.Node, argument: str) -> Any:
-    return call.args[list(_row(call).arguments).index(argument)]
+    return call.args[list(row_of(call).arguments).index(argument)]
 
 
 def _groups(call: fx.Node) -> int:
-    return _said(call, "groups") if "groups" in _row(call).arguments else 1
+    return _said(call, "groups") if "groups" in row_of(call).arguments else 1
 
 
 def _say_left(left: Sequence[str], count: int, lacking: str, instead: str) -> None:
-    """Warn of layers that are left as they are; raises PassError where these are all."""
-    if len(left) == count:
-        raise PassError(f"bias_correction: none of {count} layers with a quantized weight has {lacking}; {instead}")
-    if left:
-        said = f"bias_correction: {len(left)} of {count} layers stay as they are (the first is {left[0]!r})"
-        warnings.warn(f"{said}: they lack {lacking}; {instead}", stacklevel=3)
+    what, why = "layers with a quantized weight", f"they lack {lacking}; {instead}"
+    say_left("bias_correction", left, count, what=what, done="corrected", why=why)
 
 
 _ROUNDED = (

@@ -10,10 +10,11 @@ from fxcompress.graph.edit import get_tensor, module_of
 from fxcompress.measure.progress import progress
 from fxcompress.nn import UniformQuantizer
 from fxcompress.tune.finished import Finished
+from fxcompress.tune.left import say_uneven
 from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
 from fxcompress.tune.soft_rounding import LearnedScale, SoftRounding
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import Tunable, float_weight, store, uniform
+from fxcompress.tune.weights import Tunable, float_weight, store, tunables, uniform
 
 Scales = Mapping[fx.Node, LearnedScale]
 
@@ -22,8 +23,11 @@ def block_reconstruction(gm: fx.GraphModule, walk: Walk, finished: Finished, **a
     """Learn for each block in turn its roundings and the scales of its activations (BRECQ, Li et al. 2021).
 
     Blocks are the parts of the walk: a residual block, or a layer with what follows it (section 3.2 there). A block's
-    input is that of the network quantized so far, its target the output of the block in the float model.
+    input is that of the network quantized so far, its target the output of the block in the float model. Warns of
+    weights without even steps.
     """
+    if uniform(tunables(gm)):  # without any, the scales of activations are left to be learned
+        say_uneven("block_reconstruction", tunables(gm))
     recipe = Recipe(**arguments)
     for stretch in progress(walk.stretches(), "reconstructing"):
         weights = {

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fxcompress.graph.edit import get_tensor, module_of
 from fxcompress.graph.exporting.sizes import expect_sizes
-from fxcompress.graph.operators.calls import Operator, argument_node, operator_of
+from fxcompress.graph.operators.calls import argument_node, operator_of, row_of
 from fxcompress.graph.shapes import Shapes
 from fxcompress.graph.ties import memory
 from fxcompress.nn import Mask, Quantizer
@@ -112,13 +112,6 @@ def _made_by(graph: _Graph, node: fx.Node) -> tuple[Axis, ...]:
         found = [Axis(name, 0) if name in graph.sole else None]
     known = tuple(axis for axis in found if axis is not None)
     return known if len(known) == len(found) else ()
-
-
-def row_of(call: fx.Node) -> Operator:
-    """Return the row of the operator table of a layer's call."""
-    operator = operator_of(call)
-    assert operator is not None
-    return operator
 
 
 def _vectors(graph: _Graph, argument: Any, *, needed: bool = False) -> list[Axis | None]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fxcompress.staging import staged
@@ -44,8 +44,7 @@ class Finished:
         if path is None or not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return load_file(path)
         except (OSError, SafetensorError):  # damaged: done again
             return None
 
@@ -57,5 +56,10 @@ def finished(cache: str | os.PathLike[str] | None, *about: object, model: nn.Mod
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(contents(tensor))
     return Finished(Path(cache) / digest.hexdigest()[:32])
+
+
+def contents(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's values."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,6 +1,5 @@
 """GPTQ: rounds weights so that layers give what they gave, on the inputs that the quantized model has for them."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from math import prod
@@ -12,16 +11,16 @@ from torch import Tensor, fx
 
 from fxcompress.errors import PassError
 from fxcompress.graph.edit import first_argument, module_of, parameter_under
-from fxcompress.measure.observers import OBSERVERS
+from fxcompress.measure.calibrate import new_observer, ranges_of_rows
 from fxcompress.measure.observing.ranges import MinMax
 from fxcompress.nn import Mask, UniformQuantizer
 from fxcompress.tune.finished import Finished
 from fxcompress.tune.gptq_rounding import Grid, round_columns
+from fxcompress.tune.left import say_left
 from fxcompress.tune.walk import Stretch, Walk
 from fxcompress.tune.weights import Tunable, float_weight, store
 
 _KINDS = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
-_ROWS = 1024  # rows observed at a time: what an observer keeps for each adds up
 _UNFOLDED = 2**24  # numbers unfolded at a time
 
 
@@ -54,7 +53,8 @@ def gptq(
                 names = [parameter_under(gm, one.node) or ""]
                 names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
                 finished.once(one.layer.name, gm, names, partial(_round, gm, one, hessian, rounding, renew))
-    _say_left(left, count)
+    needs = f"it takes those of {', '.join(_KINDS)} with even steps (whole bits, no codebook)"
+    say_left("gptq", left, count, what="quantized weights", done="rounded", why=needs)
 
 
 class _Reading(NamedTuple):
@@ -157,13 +157,8 @@ def _grid(quantizer: UniformQuantizer, shape: tuple[int, int, int], renew: bool)
 
 def _ranges(quantizer: UniformQuantizer, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ends that the observer of a quantizer finds in each row."""
-    found = []
-    for some in rows.float().split(_ROWS):
-        reference = quantizer.observer
-        observer = MinMax() if reference is None else reference.function(OBSERVERS)(**reference.args)
-        observer.observe(some)
-        found.append(observer.range_for(quantizer) if hasattr(observer, "range_for") else observer.range())
-    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    new = MinMax if quantizer.observer is None else partial(new_observer, quantizer.observer)
+    return ranges_of_rows(rows.float(), new, [quantizer])[0]
 
 
 def _mask(gm: fx.GraphModule, one: Tunable) -> Tensor | None:
@@ -175,14 +170,3 @@ def _mask(gm: fx.GraphModule, one: Tunable) -> Tensor | None:
             kept = module.mask if kept is None else kept & module.mask
         node = first_argument(node)
     return kept
-
-
-def _say_left(left: Sequence[str], count: int) -> None:
-    if len(left) == count:
-        raise PassError(f"gptq: none of {count} quantized weights is that of {_ROUNDED}")
-    if left:
-        said = f"gptq: {len(left)} of {count} weights are rounded to the nearest (the first is that of {left[0]!r})"
-        warnings.warn(f"{said}: they are not those of {_ROUNDED}", stacklevel=3)
-
-
-_ROUNDED = f"a layer of {', '.join(_KINDS)} with even steps (whole bits, no codebook)"

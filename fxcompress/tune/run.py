@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -20,7 +19,7 @@ from fxcompress.policies import Tuning
 from fxcompress.tune.ada_round import ada_round
 from fxcompress.tune.bias_correction import add_biases, bias_correction
 from fxcompress.tune.block_reconstruction import block_reconstruction
-from fxcompress.tune.finished import finished
+from fxcompress.tune.finished import contents, finished
 from fxcompress.tune.gptq import gptq
 from fxcompress.tune.smooth_quant import smooth_quant
 from fxcompress.tune.walk import Walk
@@ -96,7 +95,7 @@ def _fingerprint(data: Iterable[Any] | None) -> str:
     for batch in data or ():
         for leaf in pytree.tree_leaves(batch):
             if isinstance(leaf, Tensor):
-                digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                digest.update(contents(leaf))
             else:
                 digest.update(repr(leaf).encode())
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """SmoothQuant: moves what makes inputs hard to quantize into the weights that they are multiplied with."""
 
-import warnings
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -8,14 +7,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from fxcompress.errors import PassError
 from fxcompress.graph.edit import chain_under, constant_value, first_argument, module_of, parameter_under
-from fxcompress.graph.operators.calls import argument_node
+from fxcompress.graph.operators.calls import argument_node, row_of
 from fxcompress.graph.shapes import shapes
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.nn import Quantizer
-from fxcompress.tune.channel_scaling import LAYERS, Scaling, row_of, scalings
+from fxcompress.tune.channel_scaling import LAYERS, Scaling, scalings
 from fxcompress.tune.finished import Finished
+from fxcompress.tune.left import say_left
 from fxcompress.tune.region_links import links
 from fxcompress.tune.walk import Walk
 from fxcompress.tune.weights import tunables
@@ -36,7 +35,9 @@ def smooth_quant(gm: fx.GraphModule, walk: Walk, finished: Finished, *, alpha: f
     wanted = {call for one in candidates for call in one.calls}
     found = [scaling for scaling in possible if not wanted.isdisjoint(scaling.calls)]
     smoothed = {call for scaling in found for call in scaling.calls}
-    _say_left([one.layer.name for one in candidates if smoothed.isdisjoint(one.calls)], len(candidates))
+    left = [one.layer.name for one in candidates if smoothed.isdisjoint(one.calls)]
+    what = "linear layers on quantized inputs"
+    say_left("smooth_quant", left, len(candidates), what=what, done="smoothed", why=_NEEDS)
     names = {axis.parameter for scaling in found for axis in (*scaling.divided, *scaling.multiplied)}
     finished.once("scales", gm, sorted(names), partial(_smooth, gm, walk, found, alpha))
     weights = [one.quantizer for one in tunables(gm) if parameter_under(gm, one.node) in names]
@@ -98,14 +99,6 @@ def _weight_peaks(gm: fx.GraphModule, scaling: Scaling) -> Tensor:
             node = first_argument(node)
         peaks.append(constant_value(gm, node).abs().amax(row_of(call).out_axis).double())
     return torch.stack(peaks).amax(0)
-
-
-def _say_left(left: Sequence[str], count: int) -> None:
-    if len(left) == count:
-        raise PassError(f"smooth_quant: none of {count} linear layers on quantized inputs can be smoothed; {_NEEDS}")
-    if left:
-        said = f"smooth_quant: {len(left)} of {count} linear layers stay as they are (the first is {left[0]!r})"
-        warnings.warn(f"{said}: {_NEEDS}", stacklevel=3)
 
 
 _NEEDS = "the input must come from a norm's weight or a linear layer, and nothing but linear layers may read it"

@@ -37,9 +37,9 @@ class _Runner(fx.Interpreter):
         return self._instead[n](*args)
 
 
-def run(gm: fx.GraphModule, nodes: Sequence[fx.Node], values: Values, instead: Instead = {}) -> Values:  # noqa: B006
+def run(gm: fx.GraphModule, nodes: Sequence[fx.Node], values: Values, instead: Instead | None = None) -> Values:
     """Return `values` together with what `nodes` give, run in order on them."""
-    runner = _Runner(gm, instead)
+    runner = _Runner(gm, instead or {})
     runner.env = dict(values)
     for node in nodes:
         runner.env[node] = runner.run_node(node)

@@ -100,5 +100,5 @@ def add_to_bias(gm: fx.GraphModule, operator: Operator, call: fx.Node, shift: Te
 
 
 def uniform(found: Iterable[Tunable]) -> list[tuple[Tunable, UniformQuantizer]]:
-    """Return those on a uniform grid with their quantizers; others have no codes above and below to choose from."""
+    """Return those on a uniform grid with their quantizers."""
     return [(one, one.quantizer) for one in found if isinstance(one.quantizer, UniformQuantizer)]

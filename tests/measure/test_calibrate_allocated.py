@@ -96,7 +96,7 @@ def test_the_plan_says_what_is_stored(model):
 
 
 @pytest.mark.parametrize("tune", [(), ({"gptq": {}}, {"ada_round": {"iterations": 3}}, "bias_correction")])
-@pytest.mark.filterwarnings("ignore:gptq")
+@pytest.mark.filterwarnings("ignore:.*cannot be rounded")
 def test_from_plan_and_from_files_the_same_model(model, tune, tmp_path):
     x = torch.randn(32, 6)
     mixed = policy(tune)
@@ -109,10 +109,11 @@ def test_from_plan_and_from_files_the_same_model(model, tune, tmp_path):
     assert torch.equal(fxcompress.load(tmp_path, model)(x), gm(x))
 
 
-def test_gptq_warns_of_it(model):
-    mixed = policy(["gptq"])
+@pytest.mark.parametrize("step", ["gptq", "ada_round", "block_reconstruction"])
+def test_steps_that_round_warn_of_it(model, step):
+    mixed = policy([step if step == "gptq" else {step: {"iterations": 1}}])
     mixed["steps"][0]["rules"].append({"select": {"names": ["2"]}, "weight": {"allocate": False}})
-    said = r"gptq: 1 of 2 weights are rounded to the nearest \(the first is that of '0'\)"
+    said = rf"{step}: 1 of 2 quantized weights cannot be rounded \(the first is '0'\): .*even steps"
     with pytest.warns(UserWarning, match=said):
         fxcompress.transform(model, mixed, data=[torch.randn(32, 6)])
 

@@ -99,7 +99,7 @@ def test_the_network_comes_nearer_to_the_float_model():
 
 @pytest.mark.parametrize("statistics", ["data", "batch_norm"])
 def test_a_model_without_quantized_weights(statistics):
-    with pytest.raises(PassError, match="none of 0 layers with a quantized weight has"):
+    with pytest.raises(PassError, match="none of 0 layers with a quantized weight can be corrected"):
         correct(quantized(trained(Net()), {"input": {"bits": 8}}), statistics)
 
 
@@ -177,7 +177,8 @@ def test_a_computed_bias_is_left():
             return nn.functional.linear(self.a(x), self.b.weight, self.b.bias * 2)
 
     message = (
-        r"1 of 2 layers stay as they are \(the first is 'b'\): they lack a bias that is a parameter; give the layer"
+        r"1 of 2 layers with a quantized weight cannot be corrected \(the first is 'b'\): they lack a bias that is a "
+        r"parameter; give the layer"
     )
     with pytest.warns(UserWarning, match=message):
         correct(quantized(trained(Computed())))

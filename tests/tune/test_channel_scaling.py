@@ -132,7 +132,7 @@ def test_what_something_else_reads_is_left(also, way):
     gm = quantized(model, way=way, rule=W8A8 | {"select": {"names": ["linear"]}})
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     message = (
-        "smooth_quant: none of 1 linear layers on quantized inputs can be smoothed; the input must come from a "
+        "smooth_quant: none of 1 linear layers on quantized inputs can be smoothed: the input must come from a "
         "norm's weight or a linear layer, and nothing but linear layers may read it"
     )
     with pytest.raises(PassError, match=message):
@@ -150,7 +150,7 @@ def test_of_two_that_could_take_the_scales_it_is_the_last():
             return self.linear(torch.relu(self.first(x)) * self.scale)
 
     model = seeded(Scaled())
-    with pytest.warns(UserWarning, match="1 of 2 linear layers stay"):
+    with pytest.warns(UserWarning, match="1 of 2 linear layers on quantized inputs cannot be smoothed"):
         gm = smooth(quantized(model))
     assert torch.equal(gm.get_parameter("first.weight"), model.first.weight)
     factor = gm.get_parameter("scale") / model.scale

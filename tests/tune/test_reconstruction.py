@@ -9,7 +9,7 @@ from torch import nn
 
 import fxcompress.tune.ada_round as ada_round_module
 from fxcompress import load, save, transform
-from fxcompress.errors import NotReadyError
+from fxcompress.errors import NotReadyError, PassError
 from fxcompress.tune.weights import float_weight, tunables
 
 STEPS = ["ada_round", "block_reconstruction"]
@@ -142,6 +142,18 @@ def test_tuning_needs_data(net, images, tuned):
         transform(net, tuned_plan)
     with pytest.raises(NotReadyError, match="tune needs data, but `data` yielded no batch"):
         transform(net, tuned_plan, data=[], example_inputs=images[0])
+
+
+def test_weights_without_even_steps_are_refused_by_ada_round():
+    model, data = nn.Linear(4, 2), [torch.randn(8, 4)]
+    rules = [{"weight": {"bits": 4, "codebook": "kmeans"}}]
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": ["ada_round"]}
+    message = (
+        r"ada_round: none of 1 quantized weights can be rounded: it chooses between the codes of even steps "
+        r"\(whole bits, no codebook\)"
+    )
+    with pytest.raises(PassError, match=message):
+        transform(model, policy, data=data)
 
 
 def test_a_batch_that_cannot_be_cut_is_taken_whole(images):

@@ -50,7 +50,7 @@ def test_scales_are_those_of_the_paper(alpha):
 
 def test_inputs_are_those_of_the_float_model():
     model = seeded(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
-    with pytest.warns(UserWarning, match="1 of 2 linear layers stay"):
+    with pytest.warns(UserWarning, match="1 of 2 linear layers on quantized inputs cannot be smoothed"):
         gm = smooth(quantized(model, rule={"weight": {"bits": 2}, "input": {"bits": 2}}))
     x = np.stack([torch.relu(model[0](x)).detach().double().numpy() for x in batches()])
     weight = model[2].weight.detach().double().numpy()
@@ -76,7 +76,9 @@ def test_only_quantized_inputs_count():
 
 def test_some_layers_are_left():
     layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
-    message = r"smooth_quant: 1 of 3 linear layers stay as they are \(the first is '0'\): the input must come from a"
+    message = (
+        r"smooth_quant: 1 of 3 linear layers on quantized inputs cannot be smoothed \(the first is '0'\): the input"
+    )
     with pytest.warns(UserWarning, match=message):
         smooth(quantized(seeded(layers)))
 
@@ -155,7 +157,9 @@ def test_decoders_with_outlier_channels(make, way, left):
     gm = quantized(model, [inputs], way, rule=rule)
     exact = model(**inputs).logits.detach()
     before = (gm(**inputs).logits - exact).square().mean()
-    with pytest.warns(UserWarning, match=f"smooth_quant: {left} linear layers stay as they are"):
+    with pytest.warns(
+        UserWarning, match=f"smooth_quant: {left} linear layers on quantized inputs cannot be smoothed"
+    ):
         smooth(gm, [inputs])
     with float_mode(gm):
         torch.testing.assert_close(gm(**inputs).logits, exact, rtol=0, atol=1e-5 * exact.abs().max().item())

@@ -30,6 +30,13 @@ def operator_of(node: fx.Node) -> Operator | None:
     return row
 
 
+def row_of(call: fx.Node) -> Operator:
+    """Return the table's row for a layer's call, which has one."""
+    row = operator_of(call)
+    assert row is not None
+    return row
+
+
 def argument_node(call: fx.Node, position: int | None) -> fx.Node | None:
     """Return the node at a position of a call's arguments, None where there is no position or a constant stands."""
     value = None if position is None else call.args[position]
