@@ -25,7 +25,7 @@ from fxcompress.measure.calibrate import calibrate
 from fxcompress.pipeline import run
 from fxcompress.policies import read
 
-OBSERVERS = ("minmax", "entropy")
+OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 
 
 def graph(model: ResNet, images: Tensor, *quantize: dict[str, Any]) -> fx.GraphModule:

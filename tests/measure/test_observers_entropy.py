@@ -38,7 +38,10 @@ def plain_threshold(x, levels, both):
     else:
         counts, _ = np.histogram(np.abs(x), bins=BINS, range=(0, top))
     best, least = None, np.inf
-    for i in range(-(-levels // 2) if both else levels, int(largest / width) + 2):
+    last = int(largest / width) + 1
+    for i in range(-(-levels // 2) if both else levels, last + 1):
+        if i != last and i % (1 if i < 256 else 2 if i < 512 else 4 if i < 1024 else 8):
+            continue
         start, end = (BINS - i, BINS + i) if both else (0, i)
         found = plain_divergence(counts[start:end], counts[:start].sum(), counts[end:].sum(), levels)
         if found <= least + 1e-12:

@@ -8,6 +8,7 @@ from fxcompress.measure.observing.histogram import BINS, Histogram
 from fxcompress.nn import Quantizer
 
 _BINS = 2048  # on each side of zero, as TensorRT has them
+_STEP_BITS = 8  # of a threshold that are tried: 2^7 thresholds or more for each doubling
 _EMPTY = 1e-4  # what a bin counts in the quantized distribution that nothing but outliers fall in
 _SAME = 1e-9  # divergences that differ by rounding only
 _CELLS = 2**20  # numbers worked on at a time
@@ -16,11 +17,12 @@ _CELLS = 2**20  # numbers worked on at a time
 class Entropy:
     """The range whose quantized distribution has the least Kullback-Leibler divergence from the one seen.
 
-    Each number of bins from zero is tried as the threshold (Migacz, "8-bit Inference with TensorRT", GTC 2017). The
-    distribution seen has what lies beyond the threshold in its last bin. The quantized one leaves that out and
-    spreads the rest of each level evenly over its bins that are not empty. A symmetric quantizer of b bits has
-    2^(b-1) levels for magnitudes; an affine one has 2^b - 1 for values on one side of zero, or for both sides of a
-    threshold that is alike on both. Of thresholds that are equally good the widest is taken.
+    Numbers of bins from zero are tried as the threshold (Migacz, "8-bit Inference with TensorRT", GTC 2017), in steps
+    of less than 1% of the threshold where a bin is less, and all that was seen. The distribution seen has what lies
+    beyond the threshold in its last bin. The quantized one leaves that out and spreads the rest of each level evenly
+    over its bins that are not empty. A symmetric quantizer of b bits has 2^(b-1) levels for magnitudes; an affine one
+    has 2^b - 1 for values on one side of zero, or for both sides of a threshold that is alike on both. Of thresholds
+    that are equally good the widest is taken.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,8 @@ def _best_reach(counts: Tensor, zero: int, levels: int, most: Tensor) -> Tensor:
     if not len(counts) or fewest > (last := int(most.max())):
         return most
     tried = torch.arange(fewest, last + 1, device=counts.device)
+    step = 1 << (torch.frexp(tried.float()).exponent - _STEP_BITS).clamp_(min=0)
+    tried = tried[(tried % step == 0) | torch.isin(tried, most)]
     starts = zero - tried if zero else torch.zeros_like(tried)
     rows = max(1, _CELLS // (len(tried) * levels))
     divergence = torch.cat([divergences(part, starts, sides * tried, levels) for part in counts.split(rows)])
@@ -85,7 +89,8 @@ def divergences(counts: Tensor, starts: Tensor, widths: Tensor, levels: int) -> 
     inside = cumulative[:, edges].diff(dim=2)  # (channels, windows, levels)
     filled = F.pad((counts > 0).double().cumsum(1), (1, 0))[:, edges].diff(dim=2)
     mean = inside / filled.clamp(min=1)
-    cross = torch.special.xlogy(inside, mean).sum(2)
+    logs = mean.clamp(min=torch.finfo(mean.dtype).tiny).log_()  # of many times the speed of xlogy
+    cross = (inside * logs).sum(2)
     own = F.pad(torch.special.xlogy(counts, counts).cumsum(1), (1, 0))
     own = own[:, ends] - own[:, starts]
     quantized = inside.sum(2)

@@ -8,7 +8,7 @@ from fxcompress.measure.observing.ranges import MinMax
 _LOG_BINS = 13
 BINS = 2**_LOG_BINS  # on each side of zero
 _LEAST = -126 + _LOG_BINS  # exponent of the top at which a bin is as narrow as the least normal float32
-_PIECE = 2**17  # values counted at a time: they stay in the cache
+_PIECE = 2**18  # values counted at a time: they stay in the cache
 
 
 class Histogram(MinMax):
@@ -34,13 +34,25 @@ class Histogram(MinMax):
             self._exponent = torch.full((len(x),), _LEAST, device=x.device)
         self._widen()
         per_value = torch.exp2((_LOG_BINS - self._exponent).to(x.dtype)).unsqueeze(1)
-        middle = torch.arange(len(x), device=x.device).mul_(2 * BINS).add_(BINS).unsqueeze(1)
+        low, _ = self.range()
+        self._count(x, per_value, BINS if (low >= 0).all() else 0)
+
+    def _count(self, x: Tensor, per_value: Tensor, first: int) -> None:
+        """Count values none of which is in a bin before `first`."""
+        counts = self.counts[:, first:]
+        lanes = 4 if first else 2  # neighbours count apart: equal ones, as zeros behind a ReLU, wait for each other
+        total = lanes * counts.numel()
         narrow = (torch.int16, torch.int32)
-        middle = middle.to(next((one for one in narrow if self.counts.numel() <= torch.iinfo(one).max), torch.int64))
+        dtype = next((one for one in narrow if total - 1 <= torch.iinfo(one).max), torch.int64)
+        zero = torch.arange(len(x)).mul_(counts.shape[1]).add_(BINS - first).unsqueeze(1).to(x.device, dtype)
+        zero = zero.repeat(1, min(x.shape[1], _PIECE))
+        for lane in range(1, lanes):
+            zero[:, lane::lanes] += lane * counts.numel()
+        found = torch.zeros(total, dtype=torch.int64, device=x.device)
         for piece in x.split(_PIECE, dim=1):
-            index = (piece * per_value).floor_().to(middle.dtype).add_(middle)
-            found = torch.bincount(index.flatten(), minlength=self.counts.numel())
-            self.counts += found.view_as(self.counts)
+            index = (piece * per_value).floor_().to(dtype).add_(zero[:, : piece.shape[1]])
+            found += torch.bincount(index.flatten(), minlength=total)
+        counts += found.view(lanes, *counts.shape).sum(0)
 
     def _widen(self) -> None:
         """Merge bins until the largest magnitude seen has one."""

@@ -8,6 +8,7 @@ from fxcompress.nn import Quantizer
 from fxcompress.nn.functional import code_ends, fake_quantize, uniform_grid
 
 _KEPT = 2**16  # values of a channel up to which they are kept themselves
+_CELLS = 2**20  # numbers rounded at a time
 
 
 class MeanSquaredError:
@@ -40,13 +41,15 @@ class MeanSquaredError:
         symmetric, power_of_two = getattr(quantizer, "symmetric", True), getattr(quantizer, "power_of_two", False)
         codes = code_ends(quantizer.bits, symmetric, getattr(quantizer, "narrow", symmetric))
         wide_low, wide_high = low.double().clamp(max=0), high.double().clamp(min=0)
+        shrinks = torch.arange(100, 20, -1, dtype=torch.float64, device=x.device) / 100
         least, best = torch.full_like(x[:, 0], torch.inf), torch.ones_like(x[:, 0])
-        for shrink in (percent / 100 for percent in range(100, 20, -1)):
-            scale, zero_point = uniform_grid(wide_low * shrink, wide_high * shrink, *codes, symmetric, power_of_two)
-            rounded = fake_quantize(x, scale.to(x).unsqueeze(1), zero_point.to(x).unsqueeze(1), *codes)
-            squares = rounded.sub_(x).square_()
-            error = (squares if counts is None else squares.mul_(counts)).sum(1)
-            least, best = torch.minimum(least, error), torch.where(error < least, shrink, best)
+        for some in shrinks.split(max(1, _CELLS // x.numel())):
+            shrunk_low, shrunk_high = (some.view(-1, 1, 1) * end.unsqueeze(1) for end in (wide_low, wide_high))
+            scale, zero_point = uniform_grid(shrunk_low, shrunk_high, *codes, symmetric, power_of_two)
+            squares = fake_quantize(x, scale.to(x), zero_point.to(x), *codes).sub_(x).square_()
+            error, place = (squares if counts is None else squares.mul_(counts)).sum(2).min(0)
+            best = torch.where(error < least, some[place].to(best), best)
+            least = torch.minimum(least, error)
         return low * best, high * best
 
     def _values(self) -> tuple[Tensor, Tensor | None]:
