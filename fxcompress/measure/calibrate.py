@@ -58,7 +58,10 @@ def calibrate(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | 
             ranges = known.setdefault(tensor_of_quantizer(str(found.node.target)), {})
             for label, quantizer in found.quantizers.items():
                 low, high = _range_for(observer, quantizer)
-                quantizer.set_range(low, high)
+                try:
+                    quantizer.set_range(low, high)
+                except ValueError as error:  # of an observer that is not ours
+                    raise NotReadyError(f"the input of {found.consumer!r}: {error}") from None
                 ranges[label] = low.item(), high.item()
     return known
 
@@ -102,7 +105,8 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
             f"the weight of {found.consumer!r} is {weight.dtype}, not floating point; leave {found.consumer!r} out "
             "of the rules"
         )
-    _refuse_nonfinite(weight, f"the weight of {found.consumer!r} holds NaN or infinity")
+    if not weight.isfinite().all():
+        raise NotReadyError(f"the weight of {found.consumer!r} holds NaN or infinity")
     alike: dict[Layout, list[Quantizer]] = {}
     for quantizer in found.quantizers.values():
         if isinstance(quantizer, CodebookQuantizer) and not quantizer.needs_range:
@@ -183,8 +187,10 @@ def _observe(
                 )
             if not x.numel():
                 raise NotReadyError(f"{where} holds no values")
-            _refuse_nonfinite(x, f"{where} holds NaN or infinity")
-            observer.observe(x.reshape(1, -1))
+            try:
+                observer.observe(x.reshape(1, -1))
+            except ValueError as error:
+                raise NotReadyError(f"{where} {error}") from None
 
         return gm.get_submodule(str(found.node.target)).register_forward_pre_hook(observe)
 
@@ -204,12 +210,6 @@ def _observe(
     if position == 0:
         raise NotReadyError("calibration needs data, but `data` yielded no batch")
     return observers
-
-
-def _refuse_nonfinite(x: Tensor, message: str) -> None:
-    low, high = torch.aminmax(x)
-    if not (low.isfinite() and high.isfinite()):
-        raise NotReadyError(message)
 
 
 def _consumers(gm: fx.GraphModule) -> dict[fx.Node, str]:

@@ -1,5 +1,7 @@
 """The histogram of signed values that observers read: one pass, bounded memory, exact counts."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,27 @@ from fxcompress.measure.observing.ranges import MinMax
 _LOG_BINS = 13
 BINS = 2**_LOG_BINS  # on each side of zero
 _LEAST = -126 + _LOG_BINS  # exponent of the top at which a bin is as narrow as the least normal float32
+_INT16 = 2**15  # numbers that it counts to
 _PIECE = 2**18  # values counted at a time: they stay in the cache
+
+
+def _zeros(channels: int, first: int, device: torch.device) -> tuple[Tensor, int]:
+    """Return the index of the bin above zero of each channel, if indices begin at bin `first`, and how many lanes.
+
+    Neighbours in one channel have different lanes of counters: equal ones, such as the zeros behind a ReLU, would
+    wait for each other.
+    """
+    bins = 2 * BINS - first
+    if channels == 1:
+        return _zeros_of_lanes(first, _INT16 // bins, device), _INT16 // bins
+    dtype = torch.int32 if channels * bins <= torch.iinfo(torch.int32).max else torch.int64
+    return torch.arange(channels, dtype=dtype, device=device).mul_(bins).add_(BINS - first).unsqueeze(1), 1
+
+
+@cache
+def _zeros_of_lanes(first: int, lanes: int, device: torch.device) -> Tensor:
+    lane = torch.arange(_PIECE, device=device) % lanes
+    return (lane * (2 * BINS - first) + BINS - first).to(torch.int16).unsqueeze(0)
 
 
 class Histogram(MinMax):
@@ -26,32 +48,22 @@ class Histogram(MinMax):
         self._exponent = torch.zeros(0)
 
     def observe(self, x: Tensor) -> None:
-        """Count `x`, finite values of shape (channels, values)."""
-        super().observe(x)
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        """Count `x` of shape (channels, values); raises ValueError where it holds NaN or infinity."""
+        for piece in x.detach().split(_PIECE, dim=1):
+            super().observe(piece)
+            self._count(piece.to(torch.promote_types(x.dtype, torch.float32)))
+
+    def _count(self, x: Tensor) -> None:
         if not len(self.counts):
             self.counts = torch.zeros(len(x), 2 * BINS, dtype=torch.int64, device=x.device)
             self._exponent = torch.full((len(x),), _LEAST, device=x.device)
         self._widen()
         per_value = torch.exp2((_LOG_BINS - self._exponent).to(x.dtype)).unsqueeze(1)
-        low, _ = self.range()
-        self._count(x, per_value, BINS if (low >= 0).all() else 0)
-
-    def _count(self, x: Tensor, per_value: Tensor, first: int) -> None:
-        """Count values none of which is in a bin before `first`."""
+        first = BINS if (self.range()[0] >= 0).all() else 0  # no value is in a bin before it
         counts = self.counts[:, first:]
-        lanes = 4 if first else 2  # neighbours count apart: equal ones, as zeros behind a ReLU, wait for each other
-        total = lanes * counts.numel()
-        narrow = (torch.int16, torch.int32)
-        dtype = next((one for one in narrow if total - 1 <= torch.iinfo(one).max), torch.int64)
-        zero = torch.arange(len(x)).mul_(counts.shape[1]).add_(BINS - first).unsqueeze(1).to(x.device, dtype)
-        zero = zero.repeat(1, min(x.shape[1], _PIECE))
-        for lane in range(1, lanes):
-            zero[:, lane::lanes] += lane * counts.numel()
-        found = torch.zeros(total, dtype=torch.int64, device=x.device)
-        for piece in x.split(_PIECE, dim=1):
-            index = (piece * per_value).floor_().to(dtype).add_(zero[:, : piece.shape[1]])
-            found += torch.bincount(index.flatten(), minlength=total)
+        zero, lanes = _zeros(len(x), first, x.device)
+        index = (x * per_value).floor_().to(zero.dtype).add_(zero[:, : x.shape[1]])
+        found = torch.bincount(index.flatten(), minlength=lanes * counts.numel())
         counts += found.view(lanes, *counts.shape).sum(0)
 
     def _widen(self) -> None:

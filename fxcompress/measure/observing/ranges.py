@@ -5,11 +5,14 @@ from torch import Tensor
 
 
 def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest value of each row."""
+    """Return the smallest and the largest value of each row; raises ValueError where one is not finite."""
     if len(x) > 1:
-        return torch.aminmax(x, dim=1)
-    low, high = torch.aminmax(x)  # over all of a tensor it is many times as fast as along an axis
-    return low.view(1), high.view(1)
+        low, high = torch.aminmax(x, dim=1)
+    else:  # over all of a tensor it is many times as fast as along an axis
+        low, high = (end.view(1) for end in torch.aminmax(x))
+    if not (low.isfinite() & high.isfinite()).all():
+        raise ValueError("holds NaN or infinity")
+    return low, high
 
 
 class MinMax:
