@@ -27,6 +27,12 @@ class Percentile(Strict):
     q: Annotated[float, Field(gt=50, le=100, description="Clip at this percentile of |x|, for example 99.99")] = 99.99
 
 
+class MeanSquaredError(Strict):
+    """Arguments of the squared error observer."""
+
+    exponent: Annotated[float, Field(ge=1, le=8, description="The power of errors that is least in sum")] = 2.0
+
+
 class Aciq(Strict):
     """Arguments of the ACIQ observer."""
 
@@ -44,7 +50,7 @@ class WeightObserver(Reference):
             "minmax": NoArguments,
             "percentile": Percentile,
             "entropy": NoArguments,
-            "mse": NoArguments,
+            "mse": MeanSquaredError,
             "aciq": Aciq,
         }
 

@@ -48,6 +48,27 @@ def test_activations_get_as_good_as_the_best(bits, symmetric, relu, form):
     assert bits == 8 or min(errors) < 0.7 * errors[-1]
 
 
+@pytest.mark.parametrize("batches", [1, 4])
+def test_other_powers_of_errors(batches, form):
+    """A larger exponent weighs the large errors of clipping more."""
+    x = np.random.default_rng(0).standard_t(4, size=4000).astype(np.float32)
+    tops = []
+    for exponent in (1.0, 2.0, 3.0):
+        observer = MeanSquaredError(exponent)
+        for part in np.array_split(x, batches):
+            observer.observe(torch.from_numpy(part).view(1, -1))
+        _, high = observer.range_for(form(4, symmetric=False))
+        ends = [np.array([k * x.min(), k * x.max()], np.float64) for k in SHRINKS]
+        scales = [(one[1] - one[0]) / 15 for one in ends]
+        zeros = [np.round(-one[0] / scale) for one, scale in zip(ends, scales, strict=True)]
+        rounded = [(np.clip(np.round(x / s) + z, 0, 15) - z) * s for s, z in zip(scales, zeros, strict=True)]
+        errors = [(np.abs(one - x) ** exponent).sum() for one in rounded]
+        best = int(np.argmin(errors))
+        assert high.item() == pytest.approx(SHRINKS[best] * x.max(), rel=0.02)
+        tops.append(high.item())
+    assert tops[0] < tops[1] < tops[2]
+
+
 def test_what_comes_in_batches_is_not_kept():
     observer = MeanSquaredError()
     for _ in range(50):
