@@ -23,15 +23,15 @@ from fxcompress.demo.resnet import ResNet
 
 CONVENTIONS = """\
 1,024 training images calibrate and tune, chosen by each of three seeds; 10,000 test images measure. Batch norms
-are folded. Weights have a symmetric scale for each output channel, found by the least squared error, and leave
-out their lowest code, which is the default of both libraries and the better choice of both at seed 0, but for 4
-bits in fxcompress, where all codes are used. Inputs of convolutions, of the last layer and of additions have
-one scale and a zero point, biases are float. The first convolution and the last layer have 8 bits, weights and
-inputs, as in BRECQ. Ranges of inputs are found by minmax at 8 bits and by the least squared error at 4 in
-fxcompress, by percentiles in Brevitas (99.999, its default, at 8 bits; 99.9, its best, at 4). AdaRound takes
-1,000 iterations of 32 images for each layer and block reconstruction for each residual block; in Brevitas these
-are its regularized learned rounding by layer and its learned rounding by block, which does not learn the scales
-of activations."""
+are folded. Weights have a symmetric scale for each output channel. Inputs of convolutions, of the last layer and of
+additions have one scale and a zero point, biases are float. The first convolution and the last layer have 8 bits,
+weights and inputs, as in BRECQ. Both libraries have the settings that were the best of those tried at seed 0. In
+fxcompress, scales of weights are those of the least sum of cubed errors and all codes are used; ranges of inputs
+are found by minmax at 8 bits and by the least squared error at 4. In Brevitas, scales of weights are those of the
+least squared error and the lowest code is left out, its default, and ranges of inputs are percentiles (99.999, its
+default, at 8 bits; 99.9 at 4). AdaRound takes 1,000 iterations of 32 images for each layer and block
+reconstruction for each residual block; in Brevitas these are its regularized learned rounding by layer and its
+learned rounding by block, which does not learn the scales of activations."""
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
 METHODS = {
@@ -44,6 +44,7 @@ METHODS = {
 SEEDS = (0, 1, 2)
 NAMES = {"ours": "fxcompress", "peer": "Brevitas"}
 IMAGES = 1024
+_CUBED = {"mse": {"exponent": 3}}
 _TUNE: dict[str, list[Any]] = {
     "bias_correction": ["bias_correction"],
     "ada_round": [{"ada_round": {"iterations": 1000}}],
@@ -76,12 +77,12 @@ def policy(bits: str, method: str) -> dict[str, Any]:
     rules = [
         {
             "select": {"ops": ["conv2d", "linear", "add"]},
-            "weight": {"bits": weight, "narrow": weight != 4, "observer": "mse"},
+            "weight": {"bits": weight, "narrow": False, "observer": _CUBED},
             "input": {"bits": entering, "observer": "minmax" if entering == 8 else "mse"},
         },
         {
             "select": {"names": ["conv1", "linear"]},
-            "weight": {"bits": 8, "narrow": True},
+            "weight": {"bits": 8, "narrow": False, "observer": _CUBED},
             "input": {"bits": 8, "observer": "minmax"},
         },
     ]

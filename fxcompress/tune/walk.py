@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, fx
 
 from fxcompress.graph.edit import get_tensor, module_of
-from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.regions import Islands, Region, bound, regions
 from fxcompress.graph.ties import memory
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.nn import Quantizer
+from fxcompress.tune.arrivals import Arrivals, Inputs, Values
 from fxcompress.tune.parts import Part, constants_of, parts
 from fxcompress.tune.weights import Tunable, tunables
 
-Inputs = Callable[[], Iterator[Arguments]]  # reads the data from its beginning, batch by batch
-Values = dict[fx.Node, Any]  # what some nodes gave
 Instead = Mapping[fx.Node, Callable[..., Any]]  # functions that are called in the place of what some nodes call
 
 
@@ -110,11 +108,12 @@ class Walk:
         """
         waiting = tunables(self.gm)
         layers = frozenset(call for one in waiting for call in one.calls)
+        now, then = (Arrivals(self.gm, self.inputs) if isinstance(self.gm, Islands) else None for _ in range(2))
         for index, region in enumerate(regions(self.gm)):
             if layers.isdisjoint(region.nodes):
                 continue
-            before = self._reach(region, index)
-            original = self._reach_in_float(region, index) if reference else []
+            before = self._into(region, index, now)
+            original = self._into_in_float(region, index, then) if reference else []
             cut = parts(self.gm, region, layers)
             for part in cut:
                 here = tuple(one for one in waiting if not set(one.calls).isdisjoint(part.nodes))
@@ -147,11 +146,18 @@ class Walk:
                 if self._readers[key] == 1:  # no other part asks for it
                     self._originals.pop(key, None)
 
-    def _reach_in_float(self, region: Region, index: int) -> list[Values]:
+    @torch.no_grad()
+    def _into(self, region: Region, index: int, arrivals: Arrivals | None) -> list[Values]:
+        """Return what flows into a region, call by call."""
+        if arrivals is None:
+            return [bound(self.gm, region, *arguments) for arguments in self.inputs()]
+        return arrivals.into(index)
+
+    def _into_in_float(self, region: Region, index: int, arrivals: Arrivals | None) -> list[Values]:
         self._swap()
         try:
             with float_mode(self.gm):
-                return self._reach(region, index)
+                return self._into(region, index, arrivals)
         finally:
             self._swap()
 
@@ -163,25 +169,6 @@ class Walk:
             now = tensors[key].clone()
             tensors[key].copy_(original)
             original.copy_(now)
-
-    @torch.no_grad()
-    def _reach(self, region: Region, index: int) -> list[Values]:
-        """Return what flows into a region, call by call."""
-        if not isinstance(self.gm, Islands):
-            return [bound(self.gm, region, *arguments) for arguments in self.inputs()]
-        found: list[Values] = []
-        functions = list(self.gm.functions)
-        code = functions[index]
-
-        def recorded(model: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-            found.append(bound(model, region, args, kwargs))
-            return code(model, *args, **kwargs)
-
-        functions[index] = recorded
-        with self.gm.calling(functions):
-            for arguments in self.inputs():
-                self.gm(*arguments.args, **arguments.kwargs)
-        return found
 
 
 def _given(value: Any) -> Any:
