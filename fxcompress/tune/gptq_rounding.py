@@ -63,33 +63,36 @@ def round_columns(
 
     `weight` is of shape (blocks, rows, columns), `hessian` the sum of x x^T over the inputs of each block, of shape
     (blocks, columns, columns); a factor of it cancels. The columns are rounded in order, or by falling diagonal with
-    `act_order`; with the damped Hessian R R^T, R upper triangular, column k is rounded after the sum over j < k of
-    (W_j - Q_j) R_jk / R_kk is added to it, which gives the same levels as the paper's inverse (Chee et al. 2023,
-    theorem 6) without one. `block_size` columns take the errors before them together. An input that is always zero
-    has its weights rounded to the nearest. `kept` is false where the weight must become zero.
+    `act_order`; with the damped Hessian L L^T, L lower triangular and the columns turned around, column k is rounded
+    after the sum over the columns j before it of (W_j - Q_j) L_jk / L_kk is added to it, which gives the same levels
+    as the paper's inverse (Chee et al. 2023, theorem 6) without one. `block_size` columns take the errors before them
+    together. An input that is always zero has its weights rounded to the nearest. `kept` is false where the weight
+    must become zero.
     Raises ValueError where the damped Hessian is not finite or not positive definite.
     """
-    order = _order(hessian, act_order)
+    order = _order(hessian, act_order).flip(1)  # the first to be rounded comes last
     shares = _shares(hessian, order, damping)
     columns = order.unsqueeze(2).expand(-1, -1, weight.shape[1])
     levels = weight.mT.double().gather(1, columns)  # a column of the weight is a row: it lies together in memory
     kept = None if kept is None else kept.mT.gather(1, columns)
     errors = torch.zeros_like(levels)
+    last = levels.shape[1]
 
     def passed_on(start: int, end: int) -> Tensor:
-        return shares[:, :start, start:end].mT @ errors[:, :start]
+        return shares[:, end:, start:end].mT @ errors[:, end:]
 
-    for start, end in _blocks(len(order[0]), block_size, grid):
-        if grid.ranges is not None and start % grid.width == 0:
-            stop = min(start + grid.width, levels.shape[1])
+    for first, stop in _blocks(last, block_size, grid):
+        start, end = last - stop, last - first
+        if grid.ranges is not None and first % grid.width == 0:
+            until = max(end - grid.width, 0)
             # what the columns would become if none of them were rounded
-            among = shares[:, start:stop, start:stop].mT
-            moved = torch.linalg.solve_triangular(among, passed_on(start, stop), upper=False, unitriangular=True)
-            group = levels[:, start:stop] + moved
-            grid.renew(start, (group if kept is None else group * kept[:, start:stop]).mT)
+            among = shares[:, until:end, until:end].mT
+            moved = torch.linalg.solve_triangular(among, passed_on(until, end), upper=True, unitriangular=True)
+            group = levels[:, until:end] + moved
+            grid.renew(first, (group if kept is None else group * kept[:, until:end]).flip(1).mT)
         block = levels[:, start:end] + passed_on(start, end)
-        for at in range(start, end):
-            block[:, at - start] += (shares[:, start:at, at].unsqueeze(1) @ errors[:, start:at]).squeeze(1)
+        for at in reversed(range(start, end)):
+            block[:, at - start] += (shares[:, at + 1 : end, at].unsqueeze(1) @ errors[:, at + 1 : end]).squeeze(1)
             level = grid.round(block[:, at - start], order[:, at])
             level = level if kept is None else level * kept[:, at]
             errors[:, at], levels[:, at] = levels[:, at] - level, level
@@ -113,21 +116,19 @@ def _blocks(columns: int, block_size: int, grid: Grid) -> Iterator[tuple[int, in
 
 
 def _shares(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Return R_jk / R_kk, where R is upper triangular and R R^T = H + damping * mean(diagonal of H) * I, in order.
+    """Return L_jk / L_kk, where L is lower triangular and L L^T = H + damping * mean(diagonal of H) * I, in order.
 
-    Where J turns the order of the columns around and J H J = L L^T, R is J L J. The Hessian of a wide layer is large:
-    two of its size in float64 are held at a time, and the factorization takes the transposed view without a copy.
+    The Hessian of a wide layer is large: one of its size in float64 is held, and is factored in its place.
     """
-    turned, block = order.flip(1), torch.arange(len(order), device=order.device).view(-1, 1, 1)
-    hessian = hessian[block, turned.unsqueeze(2), turned.unsqueeze(1)].double()
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    block = torch.arange(len(order), device=order.device).view(-1, 1, 1)
+    shares = hessian[block, order.unsqueeze(2), order.unsqueeze(1)].double().mT  # laid out as LAPACK takes it
+    diagonal = shares.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1, keepdim=True)
     if not mean.isfinite().all():
         raise ValueError("its inputs are NaN, infinite or too large to be squared; leave out such data, or the layer")
     diagonal.add_(torch.where(mean > 0, damping * mean, 1.0))  # a block whose inputs are all zero
-    factor, failed = torch.linalg.cholesky_ex(hessian.mT)
-    del hessian, diagonal
+    failed = torch.empty(len(order), dtype=torch.int32, device=order.device)
+    torch.linalg.cholesky_ex(shares, out=(shares, failed))
     if failed.any():
         raise ValueError(f"the Hessian of its inputs is not positive definite with damping {damping}; raise damping")
-    factor = factor.flip(1, 2)
-    return factor.div_(factor.diagonal(dim1=1, dim2=2).clone().unsqueeze(1))
+    return shares.div_(diagonal.clone().unsqueeze(1))
