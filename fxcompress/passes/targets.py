@@ -136,8 +136,8 @@ def _add(placed: Placements, tensor: fx.Node, users: list[fx.Node], like: Placem
 
 def _share(placed: Placements, tensors: list[fx.Node], ruled: set[str]) -> None:
     """Let tensors share the first one's quantizer, unless rules give them different ones; a rule's form prevails."""
-    first, *others = (tensor.name for tensor in tensors)
-    for name in others:
+    for tensor in tensors[1:]:
+        first, name = _holder(placed, tensors[0]), _holder(placed, tensor)
         one, other = placed.get(first), placed.get(name)
         if one is None or other is None or name == first:
             continue
@@ -145,6 +145,11 @@ def _share(placed: Placements, tensors: list[fx.Node], ruled: set[str]) -> None:
             placed[first] = (other if name in ruled else one)._replace(nodes=one.nodes | other.nodes)
             del placed[name]
             ruled |= {first} if name in ruled else set()
+
+
+def _holder(placed: Placements, tensor: fx.Node) -> str:
+    """Return the name under which the quantizer of a tensor is placed: its own, or that of one it shares with."""
+    return next((name for name, one in placed.items() if tensor in one.nodes), tensor.name)
 
 
 def _result(node: fx.Node, target: Target) -> fx.Node:

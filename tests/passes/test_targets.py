@@ -189,3 +189,32 @@ def test_weights_alone_may_have_any_bits(model, data):
 def test_a_wrong_target_is_refused_by_name():
     with pytest.raises(PolicyError, match=r"p.yaml:2: target: should be .*'none'.* not 'onnxruntme'"):
         parse("version: 1\ntarget: onnxruntme\nsteps: [fold_batch_norm]", "p.yaml")
+
+
+class Concatenating(nn.Module):
+    """Concatenates tensors that share a quantizer with others already."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.of_two, self.of_three = nn.Conv2d(6, 3, 1), nn.Conv2d(9, 3, 1)
+        self.kind = kind
+
+    def forward(self, x):
+        a, b, c = F.relu(self.a(x)), F.relu(self.b(x)), F.relu(self.c(x))
+        if self.kind == "a pool's result":
+            return self.of_two(torch.cat([F.max_pool2d(a, 3, 1, 1), F.relu(self.b(a))], 1))
+        first = self.of_two(torch.cat([a, b], 1))
+        if self.kind == "a chain":
+            return first + self.of_two(torch.cat([b, c], 1))
+        return first + self.of_three(torch.cat([b, c, a], 1))
+
+
+@pytest.mark.parametrize("kind", ["a pool's result", "a chain", "dense"])
+def test_what_is_concatenated_shares_with_what_shared_before(kind, data):
+    gm = transform(Concatenating(kind).eval(), policy("openvino"), data=data)
+    joins = [node for node in gm.graph.nodes if node.name.startswith("cat") and node.op == "call_function"]
+    assert len(joins) == (1 if kind == "a pool's result" else 2)
+    for node in joins:
+        assert len({str(part.target) for part in node.args[0]}) == 1
+        assert str(node.args[0][0].target).endswith("_quantizer")
