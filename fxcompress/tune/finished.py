@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, fx
 
+from fxcompress.graph.text import text
 from fxcompress.staging import staged
 
 
@@ -23,7 +24,7 @@ class Finished:
         self._folder = folder
 
     @torch.no_grad()
-    def once(self, part: str, model: nn.Module, names: Iterable[str], work: Callable[[], None]) -> None:
+    def once(self, part: str, model: fx.GraphModule, names: Iterable[str], work: Callable[[], None]) -> None:
         """Do the work on one part, which changes the tensors `names`, or put back what it gave before."""
         state = model.state_dict(keep_vars=True)
         changed = {name: state[name] for name in names}
@@ -49,11 +50,11 @@ class Finished:
             return None
 
 
-def finished(cache: str | os.PathLike[str] | None, *about: object, model: nn.Module) -> Finished:
-    """Return what is kept under `cache` of work that is `about` these things, on a model with these very values."""
+def finished(cache: str | os.PathLike[str] | None, *about: object, model: fx.GraphModule) -> Finished:
+    """Return what is kept under `cache` of work that is `about` these things, on this graph with these values."""
     if cache is None:
         return Finished(None)
-    digest = hashlib.sha256(repr(about).encode())
+    digest = hashlib.sha256(f"{about!r}\n{text(model)}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(contents(tensor))

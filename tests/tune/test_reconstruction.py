@@ -174,3 +174,22 @@ def test_a_batch_that_cannot_be_cut_is_taken_whole(images):
     step = {"block_reconstruction": {"iterations": 150, "batch_size": 4}}
     small = transform(model, policy | {"tune": [step]}, data=images)
     assert error(small, model, images) < 0.7 * error(nearest, model, images)
+
+
+@pytest.mark.parametrize("other", ["bits of an input", "an activation"])
+def test_what_is_kept_is_for_this_graph_only(other, tmp_path):
+    """Neither the form of a dynamic quantizer nor an activation is in any tensor."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), [torch.randn(32, 8)]
+    changed = nn.Sequential(model[0], nn.Tanh() if other == "an activation" else nn.ReLU(), model[2])
+
+    def policy(bits):
+        rules = [{"weight": {"bits": 3}, "input": {"bits": bits, "dynamic": True}}]
+        step = {"ada_round": {"iterations": 20}}
+        return {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": [step]}
+
+    bits = 2 if other == "bits of an input" else 8
+    transform(model, policy(8), data=data, cache=tmp_path)
+    small = transform(changed, policy(bits), data=data, cache=tmp_path)
+    fresh = transform(changed, policy(bits), data=data)
+    assert torch.equal(small(data[0]), fresh(data[0]))
