@@ -23,12 +23,13 @@ def block_reconstruction(gm: fx.GraphModule, walk: Walk, finished: Finished, **a
     """Learn for each block in turn its roundings and the scales of its activations (BRECQ, Li et al. 2021).
 
     Blocks are the parts of the walk: a residual block, or a layer with what follows it (section 3.2 there). A block's
-    input is that of the network quantized so far, its target the output of the block in the float model. Warns of
-    weights without even steps.
+    input is that of the network quantized so far, its target the output of the block in the float model. Where some
+    weights have no even steps it warns of them, where all have none it learns the scales of activations alone; raises
+    PassError where there are none of these either. Scales that are powers of two stay.
     """
-    if uniform(tunables(gm)):  # without any, the scales of activations are left to be learned
+    if uniform(tunables(gm)):
         say_uneven("block_reconstruction", tunables(gm))
-    recipe = Recipe(**arguments)
+    recipe, learned = Recipe(**arguments), False
     for stretch in progress(walk.stretches(), "reconstructing"):
         weights = {
             one: SoftRounding(quantizer, float_weight(gm, one)) for one, quantizer in uniform(stretch.tunables)
@@ -36,8 +37,11 @@ def block_reconstruction(gm: fx.GraphModule, walk: Walk, finished: Finished, **a
         scales = _scales(stretch) if recipe.scale_learning_rate else {}
         names = [one.parameter(gm) for one in weights] + [f"{node.target}.scale" for node in scales]
         if names:
+            learned = True
             work = partial(_reconstruct, stretch, weights, scales, recipe)
             finished.once(names[0], gm, dict.fromkeys(names), work)
+    if not learned:
+        say_uneven("block_reconstruction", tunables(gm))
 
 
 def _scales(stretch: Stretch) -> Scales:
@@ -46,7 +50,7 @@ def _scales(stretch: Stretch) -> Scales:
     scales = {}
     for node in stretch.part.nodes:
         quantizer = module_of(stretch.gm, node)
-        if isinstance(quantizer, UniformQuantizer) and quantizer.enabled:
+        if isinstance(quantizer, UniformQuantizer) and quantizer.enabled and not quantizer.power_of_two:
             scales[node] = found.setdefault(quantizer, LearnedScale(quantizer))
     return scales
 

@@ -144,12 +144,13 @@ def test_tuning_needs_data(net, images, tuned):
         transform(net, tuned_plan, data=[], example_inputs=images[0])
 
 
-def test_weights_without_even_steps_are_refused_by_ada_round():
+@pytest.mark.parametrize("step", STEPS)
+def test_weights_without_even_steps_are_refused(step):
     model, data = nn.Linear(4, 2), [torch.randn(8, 4)]
     rules = [{"weight": {"bits": 4, "codebook": "kmeans"}}]
-    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": ["ada_round"]}
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": [step]}
     message = (
-        r"ada_round: none of 1 quantized weights can be rounded: it chooses between the codes of even steps "
+        rf"{step}: none of 1 quantized weights can be rounded: it chooses between the codes of even steps "
         r"\(whole bits, no codebook\)"
     )
     with pytest.raises(PassError, match=message):
@@ -193,3 +194,12 @@ def test_what_is_kept_is_for_this_graph_only(other, tmp_path):
     small = transform(changed, policy(bits), data=data, cache=tmp_path)
     fresh = transform(changed, policy(bits), data=data)
     assert torch.equal(small(data[0]), fresh(data[0]))
+
+
+def test_scales_that_are_powers_of_two_stay(net, images, tuned):
+    policy = tuned({"block_reconstruction": {"iterations": 20}})
+    policy["steps"][1]["rules"][0]["input"]["power_of_two"] = True
+    small, plain = (transform(net, policy | {"tune": tune}, data=images) for tune in (policy["tune"], []))
+    scales = {name: scale for name, scale in plain.state_dict().items() if name.endswith("quantizer.scale")}
+    assert all(torch.equal(small.state_dict()[name], scale) for name, scale in scales.items())
+    assert not torch.equal(small.get_parameter("a.weight"), plain.get_parameter("a.weight"))
