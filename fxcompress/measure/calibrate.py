@@ -13,6 +13,7 @@ from fxcompress.graph.inputs import batches
 from fxcompress.measure.bit_allocation import allocate_bits
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.measure.observers import OBSERVERS, Observer
+from fxcompress.measure.observing.ranges import ends
 from fxcompress.measure.progress import progress
 from fxcompress.nn import ChannelSplit, Choice, CodebookQuantizer, Layout, Quantizer, UniformQuantizer
 from fxcompress.nn.allocated import AllocatedQuantizer
@@ -105,8 +106,11 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
             f"the weight of {found.consumer!r} is {weight.dtype}, not floating point; leave {found.consumer!r} out "
             "of the rules"
         )
-    if not weight.isfinite().all():
-        raise NotReadyError(f"the weight of {found.consumer!r} holds NaN or infinity")
+    try:
+        if weight.numel():
+            ends(weight.reshape(1, -1))
+    except ValueError as error:
+        raise NotReadyError(f"the weight of {found.consumer!r} {error}") from None
     alike: dict[Layout, list[Quantizer]] = {}
     for quantizer in found.quantizers.values():
         if isinstance(quantizer, CodebookQuantizer) and not quantizer.needs_range:
@@ -118,7 +122,7 @@ def _set_ranges_of_weight(gm: fx.GraphModule, found: _Waiting) -> None:
     for layout, quantizers in alike.items():
         observed = [ranges_of_rows(rows, found.observer, quantizers) for rows in layout.whole_rows(weight)]
         for index, quantizer in enumerate(quantizers):
-            quantizer.set_range(*(layout.gather([ends[index][side] for ends in observed]) for side in (0, 1)))
+            quantizer.set_range(*(layout.gather([pair[index][side] for pair in observed]) for side in (0, 1)))
     if isinstance(split, ChannelSplit):
         _let_parts_add_up(split, list(found.quantizers.values()))
 
@@ -156,13 +160,13 @@ def ranges_of_rows(
     rows: Tensor, new: Callable[[], Observer], quantizers: Sequence[Quantizer]
 ) -> list[tuple[Tensor, Tensor]]:
     """Return for each quantizer the ends that a new observer finds in each row."""
-    ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in quantizers]
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in quantizers]
     for some in rows.split(_ROWS):
         observer = new()
         observer.observe(some)
-        for known, quantizer in zip(ends, quantizers, strict=True):
+        for known, quantizer in zip(found, quantizers, strict=True):
             known.append(_range_for(observer, quantizer))
-    return [(torch.cat([low for low, _ in known]), torch.cat([high for _, high in known])) for known in ends]
+    return [(torch.cat([low for low, _ in known]), torch.cat([high for _, high in known])) for known in found]
 
 
 def _observe(

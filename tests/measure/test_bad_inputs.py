@@ -255,3 +255,17 @@ def test_nothing_to_tune_on(tune):
     wanted = quantizing({"weight": {"bits": 4}}, tune=[tune])
     with pytest.raises(NotReadyError, match=r"^tune needs data, but `data` yielded no batch$"):
         fxcompress.transform(net(), wanted, data=[], example_inputs=images())
+
+
+@pytest.mark.parametrize("form", [None, *FORMS], ids=str)
+def test_what_is_too_large_for_float32(form):
+    """Scales are float32; a float64 model may hold more."""
+    model, x = nn.Linear(3, 2).double(), torch.ones(2, 3, dtype=torch.float64)
+    if form is None:
+        message, rule = "calibration batch 0: the input of 'weight' holds", {"input": {"bits": 8}}
+        x[0, 0] = 1e300
+    else:
+        message, rule = "the weight of 'weight' holds", {"weight": form}
+        model.weight.data[0, 0] = 1e300
+    with pytest.raises(NotReadyError, match=f"^{message} numbers too large for float32, as scales are$"):
+        fxcompress.transform(model, quantizing(rule), data=[x])

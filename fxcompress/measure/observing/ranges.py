@@ -5,13 +5,14 @@ from torch import Tensor
 
 
 def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest value of each row; raises ValueError where one is not finite."""
+    """Return the smallest and the largest value of each row; raises ValueError where float32 does not hold one."""
     if len(x) > 1:
         low, high = torch.aminmax(x, dim=1)
     else:  # over all of a tensor it is many times as fast as along an axis
         low, high = (end.view(1) for end in torch.aminmax(x))
-    if not (low.isfinite() & high.isfinite()).all():
-        raise ValueError("holds NaN or infinity")
+    if not (low.float().isfinite() & high.float().isfinite()).all():
+        finite = (low.isfinite() & high.isfinite()).all()
+        raise ValueError(f"holds {'numbers too large for float32, as scales are' if finite else 'NaN or infinity'}")
     return low, high
 
 
