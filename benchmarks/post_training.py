@@ -28,10 +28,10 @@ additions have one scale and a zero point, biases are float. The first convoluti
 weights and inputs, as in BRECQ. Both libraries have the settings that were the best of those tried at seed 0. In
 fxcompress, scales of weights are those of the least sum of cubed errors, or of errors to the power of 2.4 (as in
 the code of BRECQ) where roundings are learned, and all codes are used; ranges of inputs are found by minmax at 8
-bits and by the least squared error at 4. In Brevitas, scales of weights are those of the
-least squared error and the lowest code is left out, its default, and ranges of inputs are percentiles (99.999, its
-default, at 8 bits; 99.9 at 4). AdaRound takes 1,000 iterations of 32 images for each layer and block
-reconstruction for each residual block; in Brevitas these are its regularized learned rounding by layer and its
+bits and by the least squared error at 4. In Brevitas, scales of weights are those of the least squared error and
+the lowest code is left out, its default, and ranges of inputs are percentiles (99.999, its default, at 8 bits; 99.9
+at 4). AdaRound takes 1,000 iterations of 32 images for each layer and block reconstruction for each residual block;
+in Brevitas these are its regularized learned rounding by layer and its
 learned rounding by block, which does not learn the scales of activations."""
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
