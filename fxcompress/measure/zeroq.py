@@ -71,9 +71,15 @@ def _batch(
         )
     optimizer = torch.optim.Adam(images, lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=_PATIENCE)
-    args, kwargs = pytree.tree_unflatten(leaves, structure)
+    dtypes = [leaf.dtype if _is_image(leaf) else None for leaf in pytree.tree_leaves(tuple(examples))]
+
+    def call() -> Any:
+        given = (leaf if dtype is None else leaf.to(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True))
+        return pytree.tree_unflatten(given, structure)
+
     for _ in range(iterations):
         distance = sum((_distance(image, None) for image in images), torch.zeros(()))
+        args, kwargs = call()
         with _watching(norms) as distances:
             model(*args, **kwargs)
         if not distances:
@@ -85,6 +91,7 @@ def _batch(
         schedule.step(distance.item())
     for image in images:
         image.requires_grad_(False).grad = None
+    args, kwargs = call()
     return kwargs or (args,)
 
 
@@ -96,7 +103,8 @@ def _start(leaf: Any, samples: int, batch_size: int, generator: torch.Generator)
     """Return random values in the shape of an image, and of what else has as many samples some for each image."""
     if _is_image(leaf):
         drawn = torch.randn(batch_size, *leaf.shape[1:], generator=generator)
-        return drawn.to(leaf.device, leaf.dtype).requires_grad_()
+        wide = torch.promote_types(leaf.dtype, torch.float32)  # in half precision no small step is one
+        return drawn.to(leaf.device, wide).requires_grad_()
     if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples:
         return leaf[torch.arange(batch_size, device=leaf.device) % samples]
     return leaf

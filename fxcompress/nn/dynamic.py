@@ -14,8 +14,8 @@ class DynamicQuantizer(Quantizer):
 
     The range is that of the whole tensor, or with `token` that of each vector along the last axis. Codes are those of
     UniformQuantizer with 2 to 8 or 16 bits; 8 affine bits per tensor are what ONNX DynamicQuantizeLinear gives. There
-    is no state and nothing to calibrate. NaN makes NaN of all that shares its scale. The gradient passes everywhere:
-    nothing lies outside the range.
+    is no state and nothing to calibrate. NaN makes NaN of all that shares its scale. The gradient passes
+    everywhere, for nothing lies outside the range, but where steps that are powers of two end before it.
     """
 
     def __init__(
@@ -61,7 +61,11 @@ class DynamicQuantizer(Quantizer):
             grid = uniform_grid(low, high, self.low, self.high, self.symmetric, self.power_of_two)
             scale, zero_point = (self.layout.spread(one, x) for one in grid)
             value = integer_codes(wide, scale, zero_point, self.low, self.high).sub_(zero_point).mul_(scale)
-        return straight_through(x, value.to(x.dtype))
+            inside = None
+            if self.power_of_two:
+                steps = (wide / scale).round_().add_(zero_point)
+                inside = (steps >= self.low) & (steps <= self.high)
+        return straight_through(x, value.to(x.dtype), inside)
 
     def extra_repr(self) -> str:
         return f"{self.dtype_name}, dynamic {self.layout}" + unusual(self.symmetric, self.narrow, self.power_of_two)

@@ -138,3 +138,16 @@ def test_a_norm_that_is_not_called():
     model.unused = nn.BatchNorm1d(1)
     with pytest.raises(NotReadyError, match="the model calls none of its batch norms"):
         synthesize(model, torch.zeros(1, 1, 3), 1, 2)
+
+
+def test_half_precision():
+    """The images are learned in float32 and come out in the precision of the model, near those of the wide one."""
+    dtype = torch.float16
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    trained(model, torch.randn(32, 3, 8, 8))
+    example, arguments = torch.randn(1, 3, 8, 8), {"batches": 1, "batch_size": 4, "iterations": 30}
+    (((wide,),),) = synthesize(model, example, **arguments)
+    (((narrow,),),) = synthesize(model.to(dtype), example.to(dtype), **arguments)
+    assert narrow.dtype == dtype
+    assert (narrow.float() - wide).norm() < 0.1 * wide.norm()

@@ -104,3 +104,13 @@ def test_it_takes_no_range():
         quantizer.set_range(torch.tensor(0.0), torch.tensor(1.0))
     quantizer.forget_range()
     assert quantizer.ready
+
+
+@pytest.mark.parametrize(("symmetric", "least"), [(True, -0.875), (False, -1.0)])
+def test_no_gradient_where_powers_of_two_end_before_the_range(symmetric, least):
+    """Steps of 1/8: the codes of 1 and 0.95 would be 8, of which 7 is the last."""
+    x = torch.tensor([1.0, 0.95, 0.9, 0.3, -1.0], requires_grad=True)
+    rounded = DynamicQuantizer(4, symmetric=symmetric, power_of_two=True)(x)
+    rounded.sum().backward()
+    assert rounded.tolist() == [0.875, 0.875, 0.875, 0.25, least]
+    assert x.grad.tolist() == [0, 0, 1, 1, least == -1]
