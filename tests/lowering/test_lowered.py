@@ -66,6 +66,7 @@ class Transposed(nn.Module):
         return F.conv_transpose2d(x, self.weight, stride=2)
 
 
+torch.manual_seed(0)  # the step below is that of these outputs
 OPERATORS = {
     "conv1d": (nn.Conv1d(4, 6, 3), (2, 4, 9), {"QLinearConv": 1}),
     "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 4, 4, 4), {"QLinearConv": 1}),
@@ -79,7 +80,7 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators(name, quantize, kernels, tmp_path):
     model, shape, expected = OPERATORS[name]
-    x = torch.randn(shape)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     gm = quantize(model, x, weight=4)
     lowered = lower(gm, tmp_path / "model.onnx", x)
     found = kernels(lowered.path)
