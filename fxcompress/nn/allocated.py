@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.nn.functional import code_ends, straight_through, uniform_grid
+from fxcompress.nn.functional import code_ends, saturated, straight_through, uniform_grid
 from fxcompress.nn.layout import Layout
 from fxcompress.nn.quantizer import SCALE_BYTES, Quantizer
 from fxcompress.nn.uniform import unusual
@@ -99,7 +99,7 @@ class AllocatedQuantizer(Quantizer):
             middle = (bits == 1) * 0.5
             unclipped = (wide / scale - middle).round_().add_(zero_point)
             codes = torch.minimum(torch.maximum(unclipped, low), high)
-            value = ((codes - zero_point + middle) * scale).to(x.dtype)
+            value = saturated((codes - zero_point + middle) * scale, x.dtype)
         return straight_through(x, value, (codes == unclipped) & (bits > 0))
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.nn.functional import code_ends, integer_codes, straight_through, uniform_grid
+from fxcompress.nn.functional import code_ends, integer_codes, saturated, straight_through, uniform_grid
 from fxcompress.nn.layout import Layout
 from fxcompress.nn.quantizer import Quantizer
 from fxcompress.nn.uniform import unusual
@@ -65,7 +65,7 @@ class DynamicQuantizer(Quantizer):
             if self.power_of_two:
                 steps = (wide / scale).round_().add_(zero_point)
                 inside = (steps >= self.low) & (steps <= self.high)
-        return straight_through(x, value.to(x.dtype), inside)
+        return straight_through(x, saturated(value, x.dtype), inside)
 
     def extra_repr(self) -> str:
         return f"{self.dtype_name}, dynamic {self.layout}" + unusual(self.symmetric, self.narrow, self.power_of_two)

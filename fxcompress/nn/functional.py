@@ -34,7 +34,19 @@ class _FakeQuantize(torch.autograd.Function):
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
     """Return `x` rounded to the grid of `scale` and `zero_point`, in the shape and dtype of `x`."""
     wide = x.to(torch.promote_types(x.dtype, scale.dtype))  # a half-precision quotient would miss codes
-    return _FakeQuantize.apply(wide, scale, zero_point, low, high).to(x.dtype)
+    return saturated(_FakeQuantize.apply(wide, scale, zero_point, low, high), x.dtype)
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x` in a type that may be narrower, what is beyond its largest number at that number.
+
+    The zero point of an affine grid is rounded, so that an end of it can lie half a step beyond the range it spans:
+    beyond what float16 holds where the range is all of it.
+    """
+    if x.dtype is dtype:
+        return x
+    largest = torch.finfo(dtype).max
+    return x.clamp(-largest, largest).to(dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.nn import UniformQuantizer
+from fxcompress.nn.functional import saturated
 
 _GAMMA, _ZETA = -0.1, 1.1  # the sigmoid is stretched beyond 0 and 1, so that it reaches both (AdaRound, equation 23)
 
@@ -48,7 +49,7 @@ class SoftRounding(nn.Module):
 
     def _on_grid(self, up: Tensor) -> Tensor:
         codes = (self._floor + up).clamp(self._low, self._high)
-        return ((codes - self._zero_point) * self._scale).to(self._dtype)
+        return saturated((codes - self._zero_point) * self._scale, self._dtype)
 
 
 class LearnedScale(nn.Module):
@@ -62,4 +63,4 @@ class LearnedScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         steps = x.to(torch.promote_types(x.dtype, self.scale.dtype)) / self.scale  # its gradient overflows in half
         codes = steps + (steps.round() - steps).detach() + self._zero_point
-        return ((codes.clamp(self._low, self._high) - self._zero_point) * self.scale).to(x.dtype)
+        return saturated((codes.clamp(self._low, self._high) - self._zero_point) * self.scale, x.dtype)

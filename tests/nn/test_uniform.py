@@ -7,7 +7,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from fxcompress.nn import Layout, UniformQuantizer
+from fxcompress.nn import DynamicQuantizer, Layout, UniformQuantizer
+from fxcompress.nn.allocated import AllocatedQuantizer
 
 GRIDS = [(bits, symmetric) for bits in (*range(2, 9), 16) for symmetric in (True, False)]
 CODES = {(8, True): torch.int8, (8, False): torch.uint8, (16, True): torch.int16, (16, False): torch.uint16}
@@ -245,6 +246,20 @@ def test_half_precision_is_rounded_in_single():
             assert found.dtype is dtype
             assert torch.equal(found, quantizer(x.to(dtype).float()).to(dtype))
             assert torch.equal(quantizer.codes(x.to(dtype)), quantizer.codes(x.to(dtype).float()))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_ends_of_half_precision_saturate(bits):
+    """With 0.5 rounded to a zero point, the grid of -65504 .. 65504 ends half a step beyond what float16 holds."""
+    x = torch.tensor([[-65504.0, 65504.0, 1.0]]).half()
+    allocated = AllocatedQuantizer(bits, symmetric=False, axis=0, channels=1)
+    allocated.set_bits(torch.tensor([bits]))
+    allocated.set_range(x.amin().view(1), x.amax().view(1))
+    fixed = ready(bits, False, -65504.0, 65504.0)
+    for quantizer in (fixed, DynamicQuantizer(bits), allocated):
+        wide = quantizer(x.float()) if quantizer is fixed else fixed(x.float())
+        assert wide.abs().max() > 65504
+        assert quantizer(x)[0, :2].tolist() == wide.clamp(-65504, 65504)[0, :2].half().tolist()
 
 
 def test_wrong_arguments():
