@@ -9,12 +9,12 @@ from fxcompress.graph.edit import is_constant
 from fxcompress.graph.operators.clamps import clamp_bounds
 from fxcompress.measure.progress import progress
 from fxcompress.tune.finished import Finished
-from fxcompress.tune.left import say_uneven
+from fxcompress.tune.left import say_unrounded
 from fxcompress.tune.parts import constants_of
 from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
 from fxcompress.tune.soft_rounding import SoftRounding
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import Tunable, float_weight, store, tunables, uniform
+from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
 
 
 def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
@@ -22,22 +22,23 @@ def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: A
 
     A layer's input is that of the network quantized so far, its target the output of the float model. The chosen
     roundings become the parameter's values, so that rounding to nearest gives them ever after. Warns of weights
-    without even steps; raises PassError where all are.
+    that cannot be rounded so, which are those without even steps or with a parameter that serves something else, too;
+    raises PassError where all are.
     """
-    say_uneven("ada_round", tunables(gm))
+    say_unrounded("ada_round", quantized_weights(gm))
     recipe = Recipe(**arguments)
     for stretch in progress(walk.stretches(), "rounding"):
-        for one, quantizer in uniform(stretch.tunables):
+        for one, quantizer in roundable(stretch.weights):
             rounding = SoftRounding(quantizer, float_weight(gm, one))
             work = partial(_round, stretch, one, rounding, recipe)
             finished.once(one.layer.name, gm, [one.parameter(gm)], work)
 
 
-def _round(stretch: Stretch, one: Tunable, rounding: SoftRounding, recipe: Recipe) -> None:
+def _round(stretch: Stretch, one: QuantizedWeight, rounding: SoftRounding, recipe: Recipe) -> None:
     calls = [call for call in one.calls if call in stretch.part.nodes]
     samples = [sample for call in calls for sample in _samples(stretch, call)]
     constants = constants_of(stretch.part.constants, calls)
-    reconstruct(stretch.gm, constants, samples, {one.node: rounding}, {}, recipe)
+    reconstruct(stretch.gm, constants, samples, dict.fromkeys(one.nodes, rounding), {}, recipe)
     store(stretch.gm, one, rounding.hard())
 
 

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fxcompress.graph.edit import constant_value, module_of, tensor_under
 from fxcompress.graph.operators.calls import argument_node, operator_of
 from fxcompress.graph.operators.clamps import clamp_bounds
+from fxcompress.nn.channel_split import copied_channels
 from fxcompress.nn.functional import folded_bias
 
 _AVERAGES = tuple(f"{kind}{axes}d" for kind in ("avg_pool", "adaptive_avg_pool") for axes in (1, 2, 3))
@@ -28,12 +29,17 @@ def mean_input(gm: fx.GraphModule, call: fx.Node) -> Tensor | None:
     """Return the mean of each input channel of a layer's call, float64, where a batch norm before it tells it.
 
     The norm's output is taken for normal with mean beta and deviation |gamma|, clipped by a relu, relu6 or hardtanh
-    (Nagel et al. 2019, appendix C). Average pooling keeps the mean. None where anything else lies between.
+    (Nagel et al. 2019, appendix C). Average pooling keeps the mean, and channels that `split_channels` copies have
+    that of what they are copied from. None where anything else lies between.
     """
     operator = operator_of(call)
     assert operator is not None  # it is a layer
     weight = constant_value(gm, argument_node(call, operator.weight))
     node, flat = _tensor(gm, call, operator.inputs[0]), False
+    copied = torch.empty(0, dtype=torch.int64)
+    if node is not None and node.target is copied_channels:
+        copied = constant_value(gm, node.args[1])
+        node = _tensor(gm, node)
     while node is not None and _keeps_means(gm, node):
         flat |= node.target is torch.flatten
         node = _tensor(gm, node)
@@ -44,7 +50,9 @@ def mean_input(gm: fx.GraphModule, call: fx.Node) -> Tensor | None:
     if normal is None or (weight.dim() == 2) != (flat or normal.last):  # the channels lie on another axis
         return None
     mean = _clipped(normal, *(limits or (-math.inf, math.inf)))
-    return mean.repeat_interleave(weight.shape[1 - operator.out_axis] // len(mean)) if flat else mean
+    if flat:
+        mean = mean.repeat_interleave((weight.shape[1 - operator.out_axis] - len(copied)) // len(mean))
+    return torch.cat([mean, mean[copied.to(mean.device)]])
 
 
 def _tensor(gm: fx.GraphModule, node: fx.Node, position: int = 0) -> fx.Node | None:

@@ -2,29 +2,39 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcompress.errors import PassError
+from fxcompress.graph import layers
 from fxcompress.graph.edit import constant_value, get_tensor, parameter_under
-from fxcompress.graph.operators.calls import Operator, argument_node, row_of
+from fxcompress.graph.operators.calls import argument_node, row_of
+from fxcompress.graph.ties import memory, readers
 from fxcompress.nn.functional import folded_bias
 from fxcompress.tune.batch_norm_means import mean_input
 from fxcompress.tune.finished import Finished
 from fxcompress.tune.left import say_left
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import Tunable, add_to_bias, float_weight, tunables
+from fxcompress.tune.weights import QuantizedWeight, add_to_bias, float_weight, quantized_weights
 
 
-class _Biased(NamedTuple):
-    """Calls of one operator that read one bias; `name` is its parameter, or that of the batch norm folded into it."""
+class _Bias(NamedTuple):
+    """A bias that can be corrected: its parameter, or that of the batch norm folded into it, and all that read it."""
 
     name: str
-    operator: Operator
-    calls: tuple[fx.Node, ...]
+    readers: Mapping[fx.Node, QuantizedWeight]  # by call
+
+
+class _Errors(NamedTuple):
+    """The errors of what calls of one layer give, summed for each channel over so many `places`."""
+
+    call: fx.Node
+    total: Tensor
+    places: int
 
 
 def bias_correction(
@@ -34,52 +44,93 @@ def bias_correction(
 
     That is (W - Wq) E[x], summed over the kernel. With `data`, x is what enters the layer in the float model, padding
     and all. With `batch_norm` no data is read: E[x] is what the batch norm before the layer tells; that padding
-    brings zeros in is not seen. Layers without a bias get one. Raises PassError where no layer can be corrected, and
-    warns of those that are left (Nagel et al. 2019, section 4.2 and appendices B and C).
+    brings zeros in is not seen. Layers without a bias get one; what several calls read is shifted by the mean over
+    all of them. Raises PassError where no layer can be corrected, and warns of those that are left (Nagel et al.
+    2019, section 4.2 and appendices B and C).
     """
     add_biases(gm)
-    if statistics == "batch_norm":
-        _by_batch_norm(gm)
-        return
-    left: list[str] = []
-    count = 0
+    (_by_batch_norm(gm) if statistics == "batch_norm" else _by_data(gm, walk, finished))
+
+
+def _biases(gm: fx.GraphModule) -> list[_Bias]:
+    """Return the biases that are read by layers with a quantized weight only, and are not computed."""
+    found: dict[Any, _Bias] = {}
+    for one in quantized_weights(gm):
+        for call in one.calls:
+            name = _bias_parameter(call)
+            if name is not None:
+                bias = found.setdefault(memory(get_tensor(gm, name)), _Bias(name, {}))
+                found[memory(get_tensor(gm, name))] = bias._replace(readers={**bias.readers, call: one})
+    read = readers(gm)
+    return [bias for key, bias in found.items() if all(node in bias.readers for node in read[key])]
+
+
+def _bias_parameter(call: fx.Node) -> str | None:
+    """Return the parameter to which the bias of a call adds, None where the bias is computed."""
+    bias: Any = argument_node(call, row_of(call).bias)
+    if bias is not None and bias.target is folded_bias:
+        bias = bias.args[0] if bias.args[2] is None else bias.args[2]
+    return str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
+
+
+def _by_data(gm: fx.GraphModule, walk: Walk, finished: Finished) -> None:
+    """Correct biases part by part; one that several parts read in the last of them."""
+    biases = _biases(gm)
+    _say_left(
+        gm, biases, "a bias of their own", "give the layer one that is not computed and that nothing else reads"
+    )
+    waiting = {bias.name: set(bias.readers) for bias in biases}
+    known: dict[str, list[_Errors]] = {bias.name: [] for bias in biases}
     for stretch in walk.stretches():
-        for one in stretch.tunables:
-            found = _biased(call for call in one.calls if call in stretch.part.nodes)
-            for biased in found:
-                _by_data(gm, stretch, finished, one, biased)
-            left += [] if found else [one.layer.name]
-            count += 1
-    _say_left(left, count, "a bias that is a parameter", "give the layer a bias that is not computed")
+        nodes = set(stretch.part.nodes)
+        for bias in biases:
+            here = [call for call in bias.readers if call in nodes]
+            waiting[bias.name].difference_update(here)
+            if here and waiting[bias.name]:
+                known[bias.name] += _errors(stretch, bias, here)
+            elif here:
+                work = partial(_correct_here, stretch, bias, here, known[bias.name])
+                finished.once(bias.name, gm, [bias.name], work)
 
 
-def _by_data(gm: fx.GraphModule, stretch: Stretch, finished: Finished, one: Tunable, biased: _Biased) -> None:
-    def work() -> None:
-        add_to_bias(gm, biased.operator, biased.calls[0], _mean_error(gm, stretch, one, biased))
+def _correct_here(stretch: Stretch, bias: _Bias, here: Sequence[fx.Node], before: Sequence[_Errors]) -> None:
+    _correct(stretch.gm, [*before, *_errors(stretch, bias, here)])
 
-    finished.once(biased.name, gm, [biased.name], work)
+
+def _correct(gm: fx.GraphModule, errors: Sequence[_Errors]) -> None:
+    """Add the mean of the errors of all that reads a bias."""
+    places = max(sum(one.places for one in errors), 1)
+    for one in errors:
+        add_to_bias(gm, row_of(one.call), one.call, one.total / places)
+
+
+def _errors(stretch: Stretch, bias: _Bias, here: Sequence[fx.Node]) -> list[_Errors]:
+    weights = dict.fromkeys(bias.readers[call] for call in here)
+    return [_errors_of(stretch, one, [call for call in here if bias.readers[call] == one]) for one in weights]
 
 
 @torch.no_grad()
-def _mean_error(gm: fx.GraphModule, stretch: Stretch, one: Tunable, biased: _Biased) -> Tensor:
-    """Return the mean of (W - Wq) x for each channel, over all that enters the calls in the float model."""
-    operator, total, count = biased.operator, torch.zeros((), dtype=torch.float64), 0
-    ((weight,), *_) = stretch.float(one.node)
-    error = weight - constant_value(gm, one.node)
-    zeros = torch.zeros_like(constant_value(gm, argument_node(biased.calls[0], operator.bias)))
-    inputs = [argument_node(call, operator.inputs[0]) for call in biased.calls]
+def _errors_of(stretch: Stretch, one: QuantizedWeight, calls: Sequence[fx.Node]) -> _Errors:
+    """Return the sum of (W - Wq) x for each channel, over all that enters some calls in the float model."""
+    gm, operator, places = stretch.gm, one.operator, 0
+    quantized = next(node for node in one.nodes if node in stretch.part.constants)
+    ((weight,), *_) = stretch.float(quantized)
+    error = weight - constant_value(gm, quantized)
+    bias = constant_value(gm, argument_node(calls[0], operator.bias))
+    total = torch.zeros_like(bias, dtype=torch.float64)
+    inputs = [argument_node(call, operator.inputs[0]) for call in calls]
     function = operator.functions[0]
     assert operator.weight is not None
     assert operator.bias is not None
     assert callable(function)  # the normal form's spelling
     for values in stretch.float(*(node for node in inputs if node is not None)):
-        for call, x in zip(biased.calls, values, strict=True):
+        for call, x in zip(calls, values, strict=True):
             said: list[Any] = list(call.args)
-            said[operator.inputs[0]], said[operator.weight], said[operator.bias] = x, error, zeros
+            said[operator.inputs[0]], said[operator.weight], said[operator.bias] = x, error, torch.zeros_like(bias)
             away = function(*said)
-            total = total.to(away.device) + _sums(away, 1 - error.dim())  # the channels lie before the kernel's axes
-            count += away.numel() // len(zeros)
-    return total / max(count, 1)
+            total += _sums(away, 1 - error.dim())  # the channels lie before the kernel's axes
+            places += away.numel() // len(bias)
+    return _Errors(calls[0], total, places)
 
 
 def _sums(x: Tensor, axis: int) -> Tensor:
@@ -92,7 +143,7 @@ def add_biases(gm: fx.GraphModule) -> None:
     Where the model has that name already it is `<layer>.weight_bias`. Raises PassError where it has that, too.
     """
     made: set[str] = set()
-    for one in tunables(gm):
+    for one in quantized_weights(gm):
         for call in one.calls:
             operator = row_of(call)
             assert operator.bias is not None
@@ -128,53 +179,39 @@ def _bias_names(leaf: str) -> list[str]:
     return ["bias", "weight_bias"] if leaf == "weight" else [f"{leaf}_bias"]
 
 
-def _biased(calls: Iterable[fx.Node]) -> list[_Biased]:
-    """Return the calls together that read one bias, without those whose bias is computed."""
-    found: dict[str, _Biased] = {}
-    for call in calls:
-        bias: Any = argument_node(call, row_of(call).bias)
-        if bias is not None and bias.target is folded_bias:
-            bias = bias.args[0] if bias.args[2] is None else bias.args[2]
-        if isinstance(bias, fx.Node) and bias.op == "get_attr":
-            name = str(bias.target)
-            known = found.get(name, _Biased(name, row_of(call), ()))
-            found[name] = known._replace(calls=(*known.calls, call))
-    return list(found.values())
-
-
 def _by_batch_norm(gm: fx.GraphModule) -> None:
     """Correct biases by what batch norms tell; every shift is known before the first beta changes."""
-    shifts: list[tuple[_Biased, Tensor]] = []
-    left: list[str] = []
-    every = tunables(gm)
-    for one in every:
-        found = [(biased, _shift(gm, one, biased.calls)) for biased in _biased(one.calls)]
-        told = [(biased, shift) for biased, shift in found if shift is not None]
-        shifts += told
-        left += [] if told else [one.layer.name]
-    _say_left(left, len(every), "an input whose mean a batch norm tells", "statistics: data does without")
-    if not any(shift.any() for _, shift in shifts):
+    told = [(bias, errors) for bias in _biases(gm) if (errors := _told(gm, bias)) is not None]
+    lacking = "an input whose mean a batch norm tells, or a bias of their own"
+    _say_left(gm, [bias for bias, _ in told], lacking, "statistics: data does without batch norms")
+    if not any(one.total.any() for _, errors in told for one in errors):
         warnings.warn(f"bias_correction: {_ROUNDED}", stacklevel=3)
-    for biased, shift in shifts:
-        add_to_bias(gm, biased.operator, biased.calls[0], shift)
+    for _, errors in told:
+        _correct(gm, errors)
 
 
-def _shift(gm: fx.GraphModule, one: Tunable, calls: Sequence[fx.Node]) -> Tensor | None:
-    """Return -sum over the kernel of (Wq - W) E[x], the mean error turned around; None where E[x] is not told."""
-    means = [mean_input(gm, call) for call in calls]
-    told = [mean for mean in means if mean is not None]
-    if not told or len(told) < len(means):
-        return None
+def _told(gm: fx.GraphModule, bias: _Bias) -> list[_Errors] | None:
+    """Return the expected error of each call that reads a bias; None where that of one is not told."""
+    found = []
+    for call, one in bias.readers.items():
+        mean = mean_input(gm, call)
+        if mean is None:
+            return None
+        found.append(_Errors(call, _expected(gm, one, call, mean), 1))
+    return found
+
+
+def _expected(gm: fx.GraphModule, one: QuantizedWeight, call: fx.Node, mean: Tensor) -> Tensor:
+    """Return sum over the kernel of (W - Wq) E[x] for each output channel."""
     weight = float_weight(gm, one)
     with torch.no_grad():
-        error = one.quantizer(weight).double() - weight.double()
-    blocks = (error.flatten(2).sum(2) if weight.dim() > 2 else error).unflatten(0, (_groups(calls[0]), -1))
+        error = weight.double() - one.quantizer(weight).double()
+    blocks = (error.flatten(2).sum(2) if weight.dim() > 2 else error).unflatten(0, (_groups(call), -1))
     if one.operator.out_axis:
         blocks = blocks.transpose(1, 2)
-    inputs = (sum(told[1:], told[0]) / len(told)).view(len(blocks), -1, 1)
     # a transposed convolution spreads its kernel over `stride` outputs for each input
-    spread = math.prod(_said(calls[0], "stride")) if one.operator.out_axis and weight.dim() > 2 else 1
-    return -(blocks @ inputs).flatten() / spread
+    spread = math.prod(_said(call, "stride")) if one.operator.out_axis and weight.dim() > 2 else 1
+    return (blocks @ mean.view(len(blocks), -1, 1)).flatten() / spread
 
 
 def _said(call: fx.Node, argument: str) -> Any:
@@ -185,9 +222,13 @@ def _groups(call: fx.Node) -> int:
     return _said(call, "groups") if "groups" in row_of(call).arguments else 1
 
 
-def _say_left(left: Sequence[str], count: int, lacking: str, instead: str) -> None:
-    what, why = "layers with a quantized weight", f"they lack {lacking}; {instead}"
-    say_left("bias_correction", left, count, what=what, done="corrected", why=why)
+def _say_left(gm: fx.GraphModule, biases: Iterable[_Bias], lacking: str, instead: str) -> None:
+    corrected = {call for bias in biases for call in bias.readers}
+    quantized = {call for one in quantized_weights(gm) for call in one.calls}
+    found = [layer for layer in layers(gm) if not quantized.isdisjoint(layer.calls)]
+    why = f"they lack {lacking}; {instead}"
+    left = {layer.name: why for layer in found if not corrected.issuperset(layer.calls)}
+    say_left("bias_correction", left, len(found), what="layers with a quantized weight", done="corrected")
 
 
 _ROUNDED = (

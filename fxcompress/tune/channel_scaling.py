@@ -1,6 +1,5 @@
 """Scaling of channels: what makes a tensor can give each channel divided, if all that reads it multiplies it back."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from fxcompress.graph.edit import get_tensor, module_of
 from fxcompress.graph.exporting.sizes import expect_sizes
 from fxcompress.graph.operators.calls import argument_node, operator_of, row_of
 from fxcompress.graph.shapes import Shapes
-from fxcompress.graph.ties import memory
+from fxcompress.graph.ties import memory, readers
 from fxcompress.nn import Mask, Quantizer
 from fxcompress.tune.region_links import Links
 
@@ -81,14 +80,9 @@ def scalings(gm: fx.GraphModule, shapes: Shapes, links: Links) -> list[Scaling]:
 
 def _sole(gm: fx.GraphModule, links: Links) -> set[str]:
     """Return the parameters that are read in one place."""
-    reads = Counter(links.read)
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            reads[memory(get_tensor(gm, str(node.target)))] += len(node.users)
-        elif (module := module_of(gm, node)) is not None:
-            reads.update(memory(parameter) for parameter in module.parameters())
-    named = gm.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if reads[memory(parameter)] == 1}
+    known = readers(gm)
+    named = ((name, memory(parameter)) for name, parameter in gm.named_parameters(remove_duplicate=False))
+    return {name for name, key in named if len(known.get(key, ())) + (key in links.read) == 1}
 
 
 def _made_by(graph: _Graph, node: fx.Node) -> tuple[Axis, ...]:

@@ -16,9 +16,9 @@ from fxcompress.measure.observing.ranges import MinMax
 from fxcompress.nn import Mask, UniformQuantizer
 from fxcompress.tune.finished import Finished
 from fxcompress.tune.gptq_rounding import Grid, round_columns
-from fxcompress.tune.left import say_left
+from fxcompress.tune.left import say_unrounded
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import Tunable, float_weight, store
+from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
 
 _KINDS = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
 _UNFOLDED = 2**24  # numbers unfolded at a time
@@ -32,20 +32,15 @@ def gptq(
     Scales stay those of calibration; those of groups are found anew, by the observer of their rule, in the weights as
     they are when the group is reached, unless `act_order` takes the columns out of order. Masked weights stay zero.
     Only the Hessian of one layer is in memory, or that of several which read the same. Raises PassError where no
-    weight can be rounded so or a Hessian is not positive definite; warns of weights that are left
+    weight can be rounded so or a Hessian is not positive definite; warns of other weights that are left
     (Frantar et al. 2022, algorithm 1).
     """
     rounding = partial(round_columns, block_size=block_size, damping=damping, act_order=act_order)
-    left: list[str] = []
-    count = 0
+    say_unrounded("gptq", [_of_a_kind(one) for one in quantized_weights(gm)])
     for stretch in walk.stretches(reference=False):
-        together: dict[tuple[_Reading, ...], list[Tunable]] = {}
-        for one in stretch.tunables:
-            count += 1
-            if isinstance(one.quantizer, UniformQuantizer) and one.operator.kind in _KINDS:
-                together.setdefault(_readings(gm, stretch, one), []).append(one)
-            else:
-                left.append(one.layer.name)
+        together: dict[tuple[_Reading, ...], list[QuantizedWeight]] = {}
+        for one, _ in roundable(map(_of_a_kind, stretch.weights)):
+            together.setdefault(_readings(gm, stretch, one), []).append(one)
         for readings, alike in together.items():
             hessian = cache(partial(_hessian, stretch, readings))
             for one in alike:
@@ -53,8 +48,13 @@ def gptq(
                 names = [parameter_under(gm, one.node) or ""]
                 names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
                 finished.once(one.layer.name, gm, names, partial(_round, gm, one, hessian, rounding, renew))
-    needs = f"it takes those of {', '.join(_KINDS)} with even steps (whole bits, no codebook)"
-    say_left("gptq", left, count, what="quantized weights", done="rounded", why=needs)
+
+
+def _of_a_kind(one: QuantizedWeight) -> QuantizedWeight:
+    """Return a weight with what hinders GPTQ: it multiplies what enters, position by position, with the rows."""
+    if one.obstacle or one.operator.kind in _KINDS:
+        return one
+    return one._replace(obstacle=f"it is that of a {one.operator.kind}, not of {', '.join(_KINDS)}")
 
 
 class _Reading(NamedTuple):
@@ -96,7 +96,7 @@ class _Reading(NamedTuple):
         return x.permute(1, *range(2 + axes, x.dim()), 0, *range(2, 2 + axes)).reshape(self.groups, self.columns, -1)
 
 
-def _readings(gm: fx.GraphModule, stretch: Stretch, one: Tunable) -> tuple[_Reading, ...]:
+def _readings(gm: fx.GraphModule, stretch: Stretch, one: QuantizedWeight) -> tuple[_Reading, ...]:
     """Return what the calls of a weight in a part read; weights for which this is equal share their Hessian."""
     weight = float_weight(gm, one)
     columns = weight.numel() // weight.shape[one.operator.out_axis]
@@ -123,7 +123,11 @@ def _hessian(stretch: Stretch, readings: Sequence[_Reading]) -> Tensor:
 
 @torch.no_grad()
 def _round(
-    gm: fx.GraphModule, one: Tunable, hessian: Callable[[], Tensor], rounding: Callable[..., Tensor], renew: bool
+    gm: fx.GraphModule,
+    one: QuantizedWeight,
+    hessian: Callable[[], Tensor],
+    rounding: Callable[..., Tensor],
+    renew: bool,
 ) -> None:
     """Round one weight; with `renew` the scales of its groups become those that were found on the way."""
     quantizer, axis = one.quantizer, one.operator.out_axis
@@ -161,7 +165,7 @@ def _ranges(quantizer: UniformQuantizer, rows: Tensor) -> tuple[Tensor, Tensor]:
     return ranges_of_rows(rows.float(), new, [quantizer])[0]
 
 
-def _mask(gm: fx.GraphModule, one: Tunable) -> Tensor | None:
+def _mask(gm: fx.GraphModule, one: QuantizedWeight) -> Tensor | None:
     """Return where masks under the quantizer leave the weight as it is, None where there is no mask."""
     kept, node = None, first_argument(one.node)
     while node.op != "get_attr":

@@ -65,7 +65,8 @@ def reconstruct(
         node: value.detach() if isinstance(value, Tensor) else value
         for node, value in run(gm, [node for node in constants if node not in moving], {}).items()
     }
-    groups = [{"params": [one.v for one in roundings.values()], "lr": recipe.learning_rate}]
+    learned = dict.fromkeys(roundings.values())  # a weight may be read in several places
+    groups = [{"params": [one.v for one in learned], "lr": recipe.learning_rate}]
     if scales:
         groups.append({"params": [one.scale for one in set(scales.values())], "lr": recipe.scale_learning_rate})
     optimizer = torch.optim.Adam(groups)
@@ -80,7 +81,7 @@ def reconstruct(
         terms = [_error(found[node], target) for node, target in zip(sample.outputs, sample.targets, strict=True)]
         if step >= start and recipe.regularization:
             beta = _BETA[0] + (_BETA[1] - _BETA[0]) * (step - start) / max(recipe.iterations - start, 1)
-            terms += [recipe.regularization * one.penalty(beta) for one in roundings.values()]
+            terms += [recipe.regularization * one.penalty(beta) for one in learned]
         total = torch.stack(terms).sum()
         if not total.isfinite():
             raise NotReadyError(

@@ -17,7 +17,7 @@ from fxcompress.tune.finished import Finished
 from fxcompress.tune.left import say_left
 from fxcompress.tune.region_links import links
 from fxcompress.tune.walk import Walk
-from fxcompress.tune.weights import tunables
+from fxcompress.tune.weights import quantized_weights
 
 
 def smooth_quant(gm: fx.GraphModule, walk: Walk, finished: Finished, *, alpha: float) -> None:
@@ -29,18 +29,19 @@ def smooth_quant(gm: fx.GraphModule, walk: Walk, finished: Finished, *, alpha: f
     ranges and are to be calibrated anew. Raises PassError where no layer can be smoothed, and warns of those that
     stay as they are (Xiao et al. 2022, equations 3 and 4).
     """
-    candidates = [one for one in tunables(gm) if one.operator.kind in LAYERS and all(_quantizers(gm, one.calls))]
+    candidates = [
+        one for one in quantized_weights(gm) if one.operator.kind in LAYERS and all(_quantizers(gm, one.calls))
+    ]
     first = next(walk.inputs()) if candidates else None
     possible = [] if first is None else scalings(gm, shapes(gm, first) or {}, links(gm, first))
     wanted = {call for one in candidates for call in one.calls}
     found = [scaling for scaling in possible if not wanted.isdisjoint(scaling.calls)]
     smoothed = {call for scaling in found for call in scaling.calls}
-    left = [one.layer.name for one in candidates if smoothed.isdisjoint(one.calls)]
-    what = "linear layers on quantized inputs"
-    say_left("smooth_quant", left, len(candidates), what=what, done="smoothed", why=_NEEDS)
+    left = {one.layer.name: _NEEDS for one in candidates if smoothed.isdisjoint(one.calls)}
+    say_left("smooth_quant", left, len(candidates), what="linear layers on quantized inputs", done="smoothed")
     names = {axis.parameter for scaling in found for axis in (*scaling.divided, *scaling.multiplied)}
     finished.once("scales", gm, sorted(names), partial(_smooth, gm, walk, found, alpha))
-    weights = [one.quantizer for one in tunables(gm) if parameter_under(gm, one.node) in names]
+    weights = [one.quantizer for one in quantized_weights(gm) if parameter_under(gm, one.node) in names]
     inputs = [module_of(gm, node) for scaling in found for node in scaling.quantizers]
     for quantizer in (*weights, *inputs):
         assert isinstance(quantizer, Quantizer)
@@ -101,4 +102,7 @@ def _weight_peaks(gm: fx.GraphModule, scaling: Scaling) -> Tensor:
     return torch.stack(peaks).amax(0)
 
 
-_NEEDS = "the input must come from a norm's weight or a linear layer, and nothing but linear layers may read it"
+_NEEDS = (
+    "the input must come from a norm's weight or a linear layer, and nothing but linear layers may read it, none of "
+    "them widened by split_channels"
+)

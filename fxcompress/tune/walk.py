@@ -15,7 +15,7 @@ from fxcompress.measure.float_mode import float_mode
 from fxcompress.nn import Quantizer
 from fxcompress.tune.arrivals import Arrivals, Inputs, Values
 from fxcompress.tune.parts import Part, constants_of, parts
-from fxcompress.tune.weights import Tunable, tunables
+from fxcompress.tune.weights import QuantizedWeight, quantized_weights
 
 Instead = Mapping[fx.Node, Callable[..., Any]]  # functions that are called in the place of what some nodes call
 
@@ -53,7 +53,7 @@ class Stretch(NamedTuple):
 
     gm: fx.GraphModule
     part: Part
-    tunables: tuple[Tunable, ...]
+    weights: tuple[QuantizedWeight, ...]
     before: list[Values]
     original: list[Values]
     untouched: Instead
@@ -103,10 +103,10 @@ class Walk:
     def stretches(self, *, reference: bool = True) -> Iterator[Stretch]:
         """Yield part after part; change its parameters and scales before asking for the next.
 
-        A weight that several parts read is among the tunables of the first. Without `reference` the stretches know
+        A weight that several parts read is among those of the first. Without `reference` the stretches know
         nothing of the float model, which halves the work and holds no parameters.
         """
-        waiting = tunables(self.gm)
+        waiting = quantized_weights(self.gm)
         layers = frozenset(call for one in waiting for call in one.calls)
         now, then = (Arrivals(self.gm, self.inputs) if isinstance(self.gm, Islands) else None for _ in range(2))
         for index, region in enumerate(regions(self.gm)):

@@ -1,7 +1,7 @@
-"""Weights that can be tuned: what enters their quantizer, and how another value is put there."""
+"""Quantized weights: what enters their quantizer, and how another value is put there."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -10,17 +10,27 @@ from fxcompress.errors import PassError
 from fxcompress.graph import Layer, layers
 from fxcompress.graph.edit import chain_under, constant_value, first_argument, get_tensor, module_of, parameter_under
 from fxcompress.graph.operators.calls import Operator, argument_node
+from fxcompress.graph.ties import memory, readers
 from fxcompress.nn import Mask, Quantizer, UniformQuantizer
 from fxcompress.nn.functional import folded_bias, folded_weight
 
 
-class Tunable(NamedTuple):
-    """A quantized weight: the layer it is named after, its quantizer with the node that calls it, and its users."""
+class QuantizedWeight(NamedTuple):
+    """A quantized weight: the layer it is named after, its quantizer with the nodes that call it, and its users.
+
+    `obstacle` says why its rounding cannot be chosen; it is empty where it can.
+    """
 
     layer: Layer
     quantizer: Quantizer
-    node: fx.Node
+    nodes: tuple[fx.Node, ...]
     calls: tuple[fx.Node, ...]
+    obstacle: str = ""
+
+    @property
+    def node(self) -> fx.Node:
+        """The first call of its quantizer."""
+        return self.nodes[0]
 
     @property
     def operator(self) -> Operator:
@@ -30,38 +40,51 @@ class Tunable(NamedTuple):
     def parameter(self, gm: fx.GraphModule) -> str:
         """Return the qualified name of the parameter."""
         name = parameter_under(gm, self.node)
-        assert name is not None  # without one it is no tunable
+        assert name is not None  # computed weights are not quantized
         return name
 
 
-def tunables(gm: fx.GraphModule) -> list[Tunable]:
-    """Return the quantized weights in graph order; layers with a tied weight are one, named after the first.
-
-    A weight that is quantized in two ways, because it is folded with two batch norms, is left out: its parameter
-    cannot serve both.
-    """
-    found: dict[Quantizer, Tunable] = {}
+def quantized_weights(gm: fx.GraphModule) -> list[QuantizedWeight]:
+    """Return the quantized weights in graph order; layers with a tied weight are one, named after the first."""
+    found: dict[Quantizer, QuantizedWeight] = {}
     for layer in (layer for layer in layers(gm) if layer.operator.inputs):  # a look-up is not rounded for its inputs
         for call in layer.calls:
             for node in chain_under(gm, argument_node(call, layer.operator.weight)):
                 quantizer = module_of(gm, node)
                 if isinstance(quantizer, Quantizer) and quantizer.enabled:
-                    first = found.get(quantizer, Tunable(layer, quantizer, node, ()))
-                    found[quantizer] = first._replace(calls=(*first.calls, call))
-    parameters = [parameter_under(gm, one.node) for one in found.values()]
-    return [one for one, name in zip(found.values(), parameters, strict=True) if name and parameters.count(name) == 1]
+                    one = found.get(quantizer, QuantizedWeight(layer, quantizer, (), ()))
+                    nodes = one.nodes if node in one.nodes else (*one.nodes, node)
+                    found[quantizer] = one._replace(nodes=nodes, calls=(*one.calls, call))
+    read = readers(gm)
+    return [
+        one._replace(obstacle=_obstacle(gm, one, read)) for one in found.values() if parameter_under(gm, one.node)
+    ]
 
 
-def float_weight(gm: fx.GraphModule, one: Tunable) -> Tensor:
+def _obstacle(gm: fx.GraphModule, one: QuantizedWeight, read: Mapping[Any, Sequence[fx.Node]]) -> str:
+    if not isinstance(one.quantizer, UniformQuantizer):
+        return "it has no even steps (whole bits, no codebook)"
+    other = next((node for node in read[memory(get_tensor(gm, one.parameter(gm)))] if node not in one.calls), None)
+    if other is not None:
+        return f"the call {other.name!r} reads its parameter for something else"
+    node = first_argument(one.node)
+    while node.op != "get_attr":
+        if not (isinstance(module_of(gm, node), Mask) or node.target is folded_weight):
+            return f"{node.name!r} changes its parameter before it is quantized"
+        node = first_argument(node)
+    return ""
+
+
+def float_weight(gm: fx.GraphModule, one: QuantizedWeight) -> Tensor:
     """Return what enters the quantizer: the weight with batch norm folded in and masks applied."""
     return constant_value(gm, first_argument(one.node)).detach()
 
 
 @torch.no_grad()
-def store(gm: fx.GraphModule, one: Tunable, value: Tensor) -> None:
+def store(gm: fx.GraphModule, one: QuantizedWeight, value: Tensor) -> None:
     """Change the parameter so that `value` enters the quantizer; batch norm is divided out, masked weights stay.
 
-    Raises PassError where the weight comes to its quantizer in another way.
+    The weight is one without an obstacle.
     """
     node = first_argument(one.node)
     while node.op != "get_attr":
@@ -69,11 +92,9 @@ def store(gm: fx.GraphModule, one: Tunable, value: Tensor) -> None:
         module = module_of(gm, node)
         if isinstance(module, Mask):
             value = torch.where(module.mask, value, before)
-        elif node.target is folded_weight:
+        else:
             factor = folded_weight(torch.ones_like(value), *(constant_value(gm, arg) for arg in node.args[1:]))
             value = torch.where(factor != 0, value / factor, before)
-        else:
-            raise PassError(f"the weight of {one.layer.name!r} comes through {node.name!r} and cannot be tuned")
         node = first_argument(node)
     get_tensor(gm, str(node.target)).copy_(value)
 
@@ -99,6 +120,7 @@ def add_to_bias(gm: fx.GraphModule, operator: Operator, call: fx.Node, shift: Te
     get_tensor(gm, str(node.target)).add_(shift)
 
 
-def uniform(found: Iterable[Tunable]) -> list[tuple[Tunable, UniformQuantizer]]:
-    """Return those on a uniform grid with their quantizers."""
-    return [(one, one.quantizer) for one in found if isinstance(one.quantizer, UniformQuantizer)]
+def roundable(found: Iterable[QuantizedWeight]) -> list[tuple[QuantizedWeight, UniformQuantizer]]:
+    """Return the weights whose rounding can be chosen, with their quantizers."""
+    free = [one for one in found if not one.obstacle]
+    return [(one, one.quantizer) for one in free if isinstance(one.quantizer, UniformQuantizer)]

@@ -9,6 +9,9 @@ from torch import nn
 
 from fxcompress.errors import PassError
 from fxcompress.graph import capture
+from fxcompress.measure.calibrate import calibrate
+from fxcompress.passes import apply
+from fxcompress.policies import Quantize, SplitChannels
 from tests.tune.correcting import batches, correct, quantized, trained
 
 
@@ -111,6 +114,21 @@ def test_a_norm_folded_into_a_linear_layer_tells_the_mean_of_the_next():
     assert (gm(x) - exact(x)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    "kind", [nn.Conv2d(6, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5))]
+)
+def test_a_copied_channel_has_the_mean_of_its_original(kind):
+    model = trained(Told(nn.ReLU(), kind))
+    nn.init.zeros_(model.norm.weight)
+    select, x = {"names": ["layer*"]}, batches()[0]
+    gm = capture(model)
+    apply(SplitChannels(rules=[{"select": select, "ratio": 0.2}]), gm)
+    apply(Quantize(rules=[{"select": select, "weight": {"bits": 3}}]), gm)
+    calibrate(gm, None)
+    assert (gm(x) - model(x)).abs().max() > 1e-2
+    assert (correct(gm, "batch_norm")(x) - model(x)).abs().max() < 1e-5
+
+
 def test_means_are_those_before_any_correction():
     model = trained(nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(3))))
     gm = quantized(model)
@@ -142,8 +160,8 @@ class Untold(nn.Module):
 
 def test_by_batch_norm_when_none_tells():
     message = (
-        "none of 4 layers with a quantized weight can be corrected: they lack an input whose mean a batch norm "
-        "tells; statistics: data does without"
+        r"none of 4 layers with a quantized weight can be corrected \(the first is 'conv'\): they lack an input "
+        "whose mean a batch norm tells, or a bias of their own; statistics: data does without batch norms"
     )
     with pytest.raises(PassError, match=message):
         correct(quantized(trained(Untold())), "batch_norm")

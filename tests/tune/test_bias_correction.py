@@ -47,7 +47,7 @@ def errors(gm, inputs):
     found = {}
     for layer in layers(gm):
         operator, apart = layer.operator, []
-        if operator.weight is None or len(layer.calls) > 1:  # one bias cannot serve two parts: the first has it
+        if operator.weight is None:
             continue
         for call in layer.calls:
             for x, exact in inputs[call.name]:
@@ -99,7 +99,7 @@ def test_the_network_comes_nearer_to_the_float_model():
 
 @pytest.mark.parametrize("statistics", ["data", "batch_norm"])
 def test_a_model_without_quantized_weights(statistics):
-    with pytest.raises(PassError, match="none of 0 layers with a quantized weight can be corrected"):
+    with pytest.raises(PassError, match="bias_correction: there are no layers with a quantized weight"):
         correct(quantized(trained(Net()), {"input": {"bits": 8}}), statistics)
 
 
@@ -167,6 +167,78 @@ def test_a_norm_without_parameters_takes_the_bias_before_it():
     assert gm.get_parameter("0.bias").abs().max() > 0
 
 
+class Ties(nn.Module):
+    """Layers with one weight and two biases, layers with two weights and one bias, and one folded in two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(10, 10) for _ in range(5))
+        self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self.two(self.conv(self.one(self.conv(x))))
+        x = torch.relu(self.b(torch.relu(self.a(x)) + 0.2))
+        x = torch.relu(self.d(torch.relu(self.c(x)) - 0.2))
+        return self.e(x)
+
+
+def tied():
+    model = trained(Ties())
+    model.b.weight, model.d.bias = model.a.weight, model.c.bias
+    return model
+
+
+def test_what_several_calls_read_is_shifted_by_the_mean_over_all_of_them():
+    gm = quantized(tied())
+    add_biases(gm)
+    inputs = float_inputs(gm)
+    before, after = errors(gm, inputs), errors(correct(gm), inputs)
+    for name in ("a", "b", "e", "conv"):
+        assert np.abs(before[name]).max() > 1e-3
+        np.testing.assert_allclose(after[name], 0, atol=5e-6)
+    assert np.abs(before["c"] + before["d"]).max() > 1e-3
+    np.testing.assert_allclose(after["c"] + after["d"], 0, atol=5e-6)
+
+
+def test_a_bias_that_serves_a_layer_in_float_is_left():
+    gm = quantized(tied(), {"select": {"names": ["a", "c"]}, "weight": {"bits": 3}})
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 layers .* cannot be corrected \(the first is 'c'\): they lack a bias"
+    ):
+        correct(gm)
+    assert torch.equal(gm.get_parameter("c.bias"), tied().c.bias)
+
+
+def test_a_tied_bias_is_shifted_by_the_mean_of_what_norms_tell():
+    class Told(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+            self.a, self.b = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.norm(self.conv(x)))
+            return self.a(x), self.b(x)
+
+    shifts = []
+    for tie in (False, True):
+        model = trained(Told())
+        if tie:
+            model.b.bias = model.a.bias
+        with pytest.warns(UserWarning, match="cannot be corrected"):
+            gm = correct(quantized(model), "batch_norm")
+        shifts.append(
+            [
+                (layer.bias - original.bias).detach()
+                for layer, original in zip((gm.a, gm.b), (model.a, model.b), strict=True)
+            ]
+        )
+    (first, second), (both, _) = shifts
+    assert (first - second).abs().max() > 1e-3
+    torch.testing.assert_close(both, (first + second) / 2)
+
+
 def test_a_computed_bias_is_left():
     class Computed(nn.Module):
         def __init__(self):
@@ -177,8 +249,8 @@ def test_a_computed_bias_is_left():
             return nn.functional.linear(self.a(x), self.b.weight, self.b.bias * 2)
 
     message = (
-        r"1 of 2 layers with a quantized weight cannot be corrected \(the first is 'b'\): they lack a bias that is a "
-        r"parameter; give the layer"
+        r"1 of 2 layers with a quantized weight cannot be corrected \(the first is 'b'\): they lack a bias of "
+        r"their own; give the layer one that is not computed and that nothing else reads"
     )
     with pytest.warns(UserWarning, match=message):
         correct(quantized(trained(Computed())))

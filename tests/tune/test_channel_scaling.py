@@ -132,8 +132,8 @@ def test_what_something_else_reads_is_left(also, way):
     gm = quantized(model, way=way, rule=W8A8 | {"select": {"names": ["linear"]}})
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     message = (
-        "smooth_quant: none of 1 linear layers on quantized inputs can be smoothed: the input must come from a "
-        "norm's weight or a linear layer, and nothing but linear layers may read it"
+        r"smooth_quant: none of 1 linear layers on quantized inputs can be smoothed \(the first is 'linear'\): the "
+        "input must come from a norm's weight or a linear layer, and nothing but linear layers may read it"
     )
     with pytest.raises(PassError, match=message):
         smooth(gm, again=False)

@@ -254,17 +254,18 @@ def test_what_gptq_does_not_round():
     model, data = nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.Conv2d(3, 4, 2), nn.Conv2d(4, 4, 2)), images()
     rules = {"weight": {"bits": 4}}, {"select": {"names": ["1"]}, "weight": {"bits": "ternary"}}
     message = (
-        r"gptq: 2 of 3 quantized weights cannot be rounded \(the first is '0'\): it takes those of linear, addmm, "
-        r"conv1d, conv2d, conv3d with even steps \(whole bits, no codebook\)"
+        r"gptq: 2 of 3 quantized weights cannot be rounded \(the first is '0'\): it is that of a conv_transpose2d, "
+        "not of linear, addmm, conv1d, conv2d, conv3d"
     )
     gm = quantized(model, data, *rules)
     with pytest.warns(UserWarning, match=message):
         run(gm, data)
     assert torch.equal(gm.get_parameter("0.weight"), model[0].weight)
     assert torch.equal(gm.get_parameter("1.weight"), model[1].weight)
-    with pytest.raises(
-        PassError, match="gptq: none of 1 quantized weights can be rounded: it takes those of linear, addmm"
-    ):
+    message = (
+        r"gptq: none of 1 quantized weights can be rounded \(the first is '0'\): it is that of a conv_transpose2d"
+    )
+    with pytest.raises(PassError, match=message):
         run(quantized(nn.Sequential(model[0]), data), data)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from fxcompress import transform
 from fxcompress.graph.regions import regions
 from fxcompress.tune.parts import parts
-from fxcompress.tune.weights import tunables
+from fxcompress.tune.weights import quantized_weights
 
 W8A8 = {
     "version": 1,
@@ -20,7 +20,7 @@ def cut(model, *shape, capture=None):
     """Return the layers of each part, and the names of what it gives, region by region."""
     x = torch.randn(2, *shape)
     gm = transform(model.eval(), W8A8, data=[x], example_inputs=x, capture=capture)
-    found = tunables(gm)
+    found = quantized_weights(gm)
     layers = frozenset(call for one in found for call in one.calls)
     names = {call: one.layer.name for one in found for call in one.calls}
     listed = [part for region in regions(gm) for part in parts(gm, region, layers)]

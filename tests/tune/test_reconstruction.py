@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxcompress.tune.ada_round as ada_round_module
 from fxcompress import load, save, transform
 from fxcompress.errors import NotReadyError, PassError
-from fxcompress.tune.weights import float_weight, tunables
+from fxcompress.tune.weights import float_weight, quantized_weights
 
 STEPS = ["ada_round", "block_reconstruction"]
 WAYS = ["symbolic", "export", "islands"]
@@ -53,10 +54,10 @@ def test_what_comes_out_is_on_the_grid_and_at_most_one_code_from_the_weight(net,
     before = {
         one.layer.name: (one, float_weight(gm, one))
         for gm in [transform(net, tuned(), data=images)]
-        for one in tunables(gm)
+        for one in quantized_weights(gm)
     }
     small = transform(net, tuned({step: {"iterations": 60}}), data=images)
-    for one in tunables(small):
+    for one in quantized_weights(small):
         now, (_, old) = float_weight(small, one), before[one.layer.name]
         scale = one.quantizer.layout.spread(one.quantizer.scale, now)
         torch.testing.assert_close(one.quantizer(now), now, rtol=1e-5, atol=1e-6)
@@ -98,7 +99,7 @@ def test_masked_weights_stay_zero(net, images, tuned):
     policy = tuned({"ada_round": {"iterations": 30}})
     policy["steps"].insert(1, {"kind": "prune", "rules": [{"sparsity": 0.5}]})
     small = transform(net, policy, data=images)
-    for one in tunables(small):
+    for one in quantized_weights(small):
         zeros = (float_weight(small, one) == 0).float().mean()
         assert zeros >= 0.5
 
@@ -128,7 +129,7 @@ def test_a_killed_run_goes_on_where_it_was(net, images, tuned, tmp_path, monkeyp
     done.clear()
     monkeypatch.setattr(ada_round_module, "reconstruct", lambda *args: (done.append(args), real(*args)))
     resumed = transform(net, policy, data=images, cache=tmp_path).state_dict()
-    assert len(done) == len(tunables(transform(net, tuned(), data=images))) - 2
+    assert len(done) == len(quantized_weights(transform(net, tuned(), data=images))) - 2
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     done.clear()
     transform(net, policy, data=images[:2], cache=tmp_path)  # other data: nothing of it is done yet
@@ -150,11 +151,54 @@ def test_weights_without_even_steps_are_refused(step):
     rules = [{"weight": {"bits": 4, "codebook": "kmeans"}}]
     policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}], "tune": [step]}
     message = (
-        rf"{step}: none of 1 quantized weights can be rounded: it chooses between the codes of even steps "
+        rf"{step}: none of 1 quantized weights can be rounded \(the first is 'weight'\): it has no even steps "
         r"\(whole bits, no codebook\)"
     )
     with pytest.raises(PassError, match=message):
         transform(model, policy, data=data)
+
+
+def test_scales_alone_are_learned_with_a_warning():
+    model, data = nn.Linear(4, 2), [torch.randn(64, 4) for _ in range(2)]
+    rules = [{"weight": {"bits": 4, "codebook": "kmeans"}, "input": {"bits": 2}}]
+    policy = {"version": 1, "steps": [{"kind": "quantize", "rules": rules}]}
+    step = {"block_reconstruction": {"iterations": 20, "scale_learning_rate": 1e-2}}
+    before = transform(model, policy, data=data).state_dict()
+    message = (
+        r"block_reconstruction: none of 1 quantized weights can be rounded \(the first is 'weight'\): it has no even "
+        r"steps \(whole bits, no codebook\); only the scales of activations are learned"
+    )
+    with pytest.warns(UserWarning, match=message):
+        after = transform(model, policy | {"tune": [step]}, data=data).state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"input_1_quantizer.scale"}
+
+
+def test_a_tied_weight_is_rounded_for_both_layers_of_a_block():
+    """Four weights: all 16 roundings are tried."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+            self.a.weight = self.b.weight = nn.Parameter(torch.tensor([[0.52, -0.44], [-0.19, 0.47]]))
+
+        def forward(self, x):
+            return x + self.b(F.relu(self.a(x)))
+
+    torch.manual_seed(1)
+    torch.rand(2, 2)
+    model, data = Tied(), [torch.randn(64, 2) @ torch.tensor([[1.0, 0.8], [0.0, 1.0]]) for _ in range(4)]
+    steps = [{"kind": "quantize", "rules": [{"weight": {"bits": 3, "per": "tensor"}}]}]
+    policy = {"version": 1, "steps": steps, "tune": [{"block_reconstruction": {"iterations": 400}}]}
+    small = transform(model, policy, data=data)
+    w, x = (one.detach().double().numpy() for one in (model.a.weight, torch.cat(data)))
+    scale, exact = np.abs(w).max() / 3, np.maximum(x @ w.T, 0) @ w.T
+    roundings = [np.reshape(up, (2, 2)) for up in itertools.product((0, 1), repeat=4)]
+    choices = [np.clip(np.floor(w / scale) + up, -3, 3) * scale for up in roundings]
+    best = min(choices, key=lambda one: np.square(np.maximum(x @ one.T, 0) @ one.T - exact).sum())
+    assert not np.allclose(best, np.round(w / scale) * scale)  # otherwise the test says nothing
+    np.testing.assert_allclose(small.a.weight.detach().numpy(), best, rtol=1e-5)
+    assert torch.equal(small.a.weight, small.b.weight)
 
 
 def test_a_batch_that_cannot_be_cut_is_taken_whole(images):

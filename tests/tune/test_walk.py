@@ -33,7 +33,7 @@ def test_float_values_are_those_of_the_original_although_weights_change(walked, 
     ends = []
     for stretch in walk.stretches():
         ends.append([value for (value,) in stretch.float(stretch.part.gives[-1])])
-        for one in stretch.tunables:
+        for one in stretch.weights:
             store(gm, one, float_weight(gm, one) * 0.5)
         after = [value for (value,) in stretch.float(stretch.part.gives[-1])]
         assert all(torch.equal(a, b) for a, b in zip(ends[-1], after, strict=True))
@@ -45,7 +45,7 @@ def test_float_values_are_those_of_the_original_although_weights_change(walked, 
 def test_quantized_values_are_those_of_the_graph_as_it_is_now(walked, images, way):
     gm, walk = walked(way)
     for stretch in walk.stretches():
-        for one in stretch.tunables:
+        for one in stretch.weights:
             store(gm, one, float_weight(gm, one) * 0.5)
         ends = [value for (value,) in stretch.quantized(stretch.part.gives[-1])]
     for x, found in zip(images, ends, strict=True):
@@ -58,7 +58,7 @@ def test_a_second_walk_still_knows_the_float_model(walked, net, images, way):
     for _ in range(2):
         for stretch in walk.stretches():
             ends = [value for (value,) in stretch.float(stretch.part.gives[-1])]
-            for one in stretch.tunables:
+            for one in stretch.weights:
                 store(gm, one, float_weight(gm, one) * 0.5)
         for x, found in zip(images, ends, strict=True):
             close(found, net(x))
@@ -97,7 +97,7 @@ def test_a_tied_weight_is_tuned_in_the_first_part_that_reads_it(images):
     policy = {"version": 1, "steps": [{"kind": "quantize", "rules": [{"weight": {"bits": 4}}]}]}
     gm = transform(model, policy, data=images)
     walk = Walk(gm, lambda: (batch.inputs for batch in batches(gm, images)))
-    found = [[one.layer.name for one in stretch.tunables] for stretch in walk.stretches()]
+    found = [[one.layer.name for one in stretch.weights] for stretch in walk.stretches()]
     assert found == [["1"], ["2"], []]
 
 
