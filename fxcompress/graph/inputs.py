@@ -26,16 +26,16 @@ def as_arguments(inputs: Any) -> Arguments:
     return Arguments(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
-def replaced(arguments: Arguments, function: Callable[[Tensor], Tensor]) -> Arguments:
-    """Return arguments with the function's result for each tensor; one that is given twice stays one."""
-    new: dict[int, Tensor] = {}
+def replaced(arguments: Arguments, function: Callable[[Any], Any], kind: type = Tensor) -> Arguments:
+    """Return arguments with the function's result for each tensor, or `kind`; one that is given twice stays one."""
+    new: dict[int, Any] = {}
 
-    def replace(tensor: Tensor) -> Tensor:
-        if id(tensor) not in new:
-            new[id(tensor)] = function(tensor)
-        return new[id(tensor)]
+    def replace(one: Any) -> Any:
+        if id(one) not in new:
+            new[id(one)] = function(one)
+        return new[id(one)]
 
-    return Arguments(*pytree.tree_map_only(Tensor, replace, tuple(arguments)))
+    return Arguments(*pytree.tree_map_only(kind, replace, tuple(arguments)))
 
 
 def apart(arguments: Arguments) -> Arguments:

@@ -1,12 +1,12 @@
 """Islands: the model's own Python stays, and the largest modules inside it that can be traced become graphs."""
 
 from collections.abc import Callable, Hashable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcompress.errors import CaptureError
 from fxcompress.graph.beside import checked
@@ -32,6 +32,30 @@ class Found(NamedTuple):
     reasons: dict[str, CaptureError]
 
 
+@dataclass(frozen=True, slots=True)
+class _Like:
+    """Stands for a tensor in a recorded call, and takes no memory of torch.
+
+    Small tensors that are made while a large model runs, and stay, lie between its activations: the memory of these
+    then cannot be used again.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Call(NamedTuple):
+    """The first call of a module, with what stands for its tensors.
+
+    `repetitions` tells which of them are one; `apart`, that they are not so in all calls.
+    """
+
+    arguments: Arguments
+    repetitions: list[int]
+    apart: bool = False
+
+
 def islands(model: nn.Module, arguments: Arguments) -> Found:
     """Turn the largest traceable modules of `model` into graphs, in place; its own Python calls them.
 
@@ -51,12 +75,12 @@ def islands(model: nn.Module, arguments: Arguments) -> Found:
         also |= outside
 
 
-def _calls(model: nn.Module, arguments: Arguments) -> tuple[dict[str, Arguments], Any]:
-    """Run the model and return the arguments of each module's first call, tensors without values, and its outputs.
+def _calls(model: nn.Module, arguments: Arguments) -> tuple[dict[str, _Call], Any]:
+    """Run the model and return each module's first call, without values, and the outputs of the model.
 
     A module whose later calls take another path through its code has no entry.
     """
-    calls: dict[str, Arguments] = {}
+    calls: dict[str, _Call] = {}
     varying: set[str] = set()
     observed = shell(model)
     for path, module in observed.named_modules():
@@ -66,19 +90,19 @@ def _calls(model: nn.Module, arguments: Arguments) -> tuple[dict[str, Arguments]
     return {path: call for path, call in calls.items() if path not in varying}, outputs
 
 
-def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Callable[..., None]:
+def _recording(path: str, calls: dict[str, _Call], varying: set[str]) -> Callable[..., None]:
     def record(module: nn.Module, args: Any, kwargs: Any) -> None:
         call = Arguments(args, kwargs)
         if path not in calls:
             try:
                 calls[path] = _without_values(call)
             except Exception:  # such as a packed sequence: nothing stands for it
-                calls[path] = Arguments()
+                calls[path] = _Call(Arguments(), [])
                 varying.add(path)
-        elif fixed_arguments(module, call) != fixed_arguments(module, calls[path]):
+        elif fixed_arguments(module, call) != fixed_arguments(module, calls[path].arguments):
             varying.add(path)
-        elif repetitions(call) != repetitions(calls[path]):  # attends to itself, then to something else
-            calls[path] = apart(calls[path])
+        elif repetitions(call) != calls[path].repetitions:  # attends to itself, then to something else
+            calls[path] = calls[path]._replace(apart=True)
 
     return record
 
@@ -86,7 +110,7 @@ def _recording(path: str, calls: dict[str, Arguments], varying: set[str]) -> Cal
 class _Attempt:
     """One choice of regions: the outermost modules that can be traced and were not given up."""
 
-    def __init__(self, model: nn.Module, calls: dict[str, Arguments], given_up: dict[str, CaptureError]) -> None:
+    def __init__(self, model: nn.Module, calls: dict[str, _Call], given_up: dict[str, CaptureError]) -> None:
         self.model, self.calls = model, calls
         self.reasons = {"": CaptureError("its own Python runs, between the graphs")} | given_up
         self.failed: dict[Hashable, CaptureError] = {}
@@ -135,7 +159,7 @@ class _Attempt:
         for name, child in module.named_children():
             self._visit(join(path, name), child)
 
-    def _trace(self, path: str, module: nn.Module, call: Arguments) -> Traced:
+    def _trace(self, path: str, module: nn.Module, call: _Call) -> Traced:
         if any(map(iskeyword, path.split("."))):
             raise CaptureError(
                 f"{path!r} has a Python keyword in its name, which a graph cannot write; rename that part"
@@ -144,7 +168,7 @@ class _Attempt:
             traced = export(module, _with_values(call))
             _refuse_one_batch_size(traced, path)
         else:
-            traced = trace(module, fixed_arguments(module, call), keeps_hooks=True)
+            traced = trace(module, fixed_arguments(module, call.arguments), keeps_hooks=True)
         normalize(traced, module)
         refuse_keywords(traced, path)
         return traced
@@ -176,11 +200,23 @@ def _refuse_one_batch_size(traced: Traced, path: str) -> None:
                 raise CaptureError(f"the graph of {path} would take no other {name} than a batch of {sizes[0]}")
 
 
-def _without_values(call: Arguments) -> Arguments:
-    """Return the arguments of a call without the memory of its tensors."""
-    return replaced(call, lambda tensor: tensor.detach().to("meta"))
+def _without_values(call: Arguments) -> _Call:
+    """Return a call without its tensors. Raises TypeError for one that is not a plain tensor with strides."""
+
+    def like(tensor: Tensor) -> _Like:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise TypeError(f"nothing stands for a tensor with the layout {tensor.layout}")
+        return _Like(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    return _Call(replaced(call, like), repetitions(call))
 
 
-def _with_values(call: Arguments) -> Arguments:
+def _with_values(call: _Call) -> Arguments:
     """Return the arguments of a recorded call with zeros in the place of values, which are not read."""
-    return replaced(call, partial(torch.zeros_like, device="cpu"))
+
+    def zeros(like: _Like) -> Tensor:
+        empty = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device="meta")
+        return torch.zeros_like(empty, device="cpu")
+
+    arguments = replaced(call.arguments, zeros, _Like)
+    return apart(arguments) if call.apart else arguments

@@ -15,7 +15,7 @@ from fxcompress.measure.calibrate import new_observer, ranges_of_rows
 from fxcompress.measure.observing.ranges import MinMax
 from fxcompress.nn import Mask, UniformQuantizer
 from fxcompress.tune.finished import Finished
-from fxcompress.tune.gptq_rounding import Grid, round_columns
+from fxcompress.tune.gptq_rounding import Factor, Grid, factored, round_columns
 from fxcompress.tune.left import say_unrounded
 from fxcompress.tune.walk import Stretch, Walk
 from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
@@ -31,23 +31,22 @@ def gptq(
 
     Scales stay those of calibration; those of groups are found anew, by the observer of their rule, in the weights as
     they are when the group is reached, unless `act_order` takes the columns out of order. Masked weights stay zero.
-    Only the Hessian of one layer is in memory, or that of several which read the same. Raises PassError where no
-    weight can be rounded so or a Hessian is not positive definite; warns of other weights that are left
+    Only what comes of the Hessian of one layer is in memory, which layers that read the same share. Raises PassError
+    where no weight can be rounded so or a Hessian is not positive definite; warns of other weights that are left
     (Frantar et al. 2022, algorithm 1).
     """
-    rounding = partial(round_columns, block_size=block_size, damping=damping, act_order=act_order)
     say_unrounded("gptq", [_of_a_kind(one) for one in quantized_weights(gm)])
     for stretch in walk.stretches(reference=False):
         together: dict[tuple[_Reading, ...], list[QuantizedWeight]] = {}
         for one, _ in roundable(map(_of_a_kind, stretch.weights)):
             together.setdefault(_readings(gm, stretch, one), []).append(one)
         for readings, alike in together.items():
-            hessian = cache(partial(_hessian, stretch, readings))
+            factor = cache(partial(_factor, stretch, readings, damping, act_order))
             for one in alike:
                 renew = not act_order and one.quantizer.layout.per == "group"
                 names = [parameter_under(gm, one.node) or ""]
                 names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
-                finished.once(one.layer.name, gm, names, partial(_round, gm, one, hessian, rounding, renew))
+                finished.once(one.layer.name, gm, names, partial(_round, gm, one, factor, block_size, renew))
 
 
 def _of_a_kind(one: QuantizedWeight) -> QuantizedWeight:
@@ -109,6 +108,10 @@ def _readings(gm: fx.GraphModule, stretch: Stretch, one: QuantizedWeight) -> tup
 
 
 @torch.no_grad()
+def _factor(stretch: Stretch, readings: Sequence[_Reading], damping: float, act_order: bool) -> Factor:
+    return factored(_hessian(stretch, readings), damping=damping, act_order=act_order)
+
+
 def _hessian(stretch: Stretch, readings: Sequence[_Reading]) -> Tensor:
     """Return the sum of x x^T over all that enters, float32, of shape (groups, columns, columns)."""
     groups, columns = readings[0].groups, readings[0].columns
@@ -123,27 +126,24 @@ def _hessian(stretch: Stretch, readings: Sequence[_Reading]) -> Tensor:
 
 @torch.no_grad()
 def _round(
-    gm: fx.GraphModule,
-    one: QuantizedWeight,
-    hessian: Callable[[], Tensor],
-    rounding: Callable[..., Tensor],
-    renew: bool,
+    gm: fx.GraphModule, one: QuantizedWeight, factor: Callable[[], Factor], block_size: int, renew: bool
 ) -> None:
     """Round one weight; with `renew` the scales of its groups become those that were found on the way."""
     quantizer, axis = one.quantizer, one.operator.out_axis
     assert isinstance(quantizer, UniformQuantizer)
-    moments, rows = hessian(), float_weight(gm, one).movedim(axis, 0)
-    shape = len(moments), len(rows) // len(moments), moments.shape[1]
-    mask, grid = _mask(gm, one), _grid(quantizer, shape, renew)
-    kept = None if mask is None else mask.movedim(axis, 0).reshape(shape)
     try:
-        rounded = rounding(rows.reshape(shape), moments.to(rows.device), grid, kept=kept)
+        known = factor()
     except ValueError as error:
         raise PassError(f"gptq: {one.layer.name!r}: {error}") from error
+    rows, (blocks, columns) = float_weight(gm, one).movedim(axis, 0), known.order.shape
+    shape = blocks, len(rows) // blocks, columns
+    mask, grid = _mask(gm, one), _grid(quantizer, shape, renew)
+    kept = None if mask is None else mask.movedim(axis, 0).reshape(shape)
+    rounded = round_columns(rows.reshape(shape), known, grid, block_size=block_size, kept=kept)
     if renew:
         quantizer.scale.copy_(grid.scale.view_as(quantizer.scale))
         quantizer.zero_point.copy_(grid.zero_point.view_as(quantizer.zero_point))
-    store(gm, one, rounded.to(rows.dtype).reshape(rows.shape).movedim(0, axis))
+    store(gm, one, rounded.reshape(rows.shape).movedim(0, axis))
 
 
 def _grid(quantizer: UniformQuantizer, shape: tuple[int, int, int], renew: bool) -> Grid:

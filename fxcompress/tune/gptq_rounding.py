@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxcompress.nn.functional import integer_codes, uniform_grid
+
+_PIECE = 256  # columns that are put in order at a time
 
 Ranges = Callable[[Tensor], tuple[Tensor, Tensor]]  # the ends of the range of each row
 
@@ -49,34 +52,55 @@ class Grid:
             kept[:, :, start // self.width] = new
 
 
-def round_columns(
-    weight: Tensor,
-    hessian: Tensor,
-    grid: Grid,
-    *,
-    block_size: int,
-    damping: float,
-    act_order: bool,
-    kept: Tensor | None = None,
-) -> Tensor:
-    """Return levels for a weight that make ||W x - Q x|| small, in float64 (Frantar et al. 2022, algorithm 1).
+class Factor(NamedTuple):
+    """What GPTQ needs of some Hessians: the `order` in which columns are rounded, the first last, and their `shares`.
 
-    `weight` is of shape (blocks, rows, columns), `hessian` the sum of x x^T over the inputs of each block, of shape
-    (blocks, columns, columns); a factor of it cancels. The columns are rounded in order, or by falling diagonal with
-    `act_order`; with the damped Hessian L L^T, L lower triangular and the columns turned around, column k is rounded
-    after the sum over the columns j before it of (W_j - Q_j) L_jk / L_kk is added to it, which gives the same levels
-    as the paper's inverse (Chee et al. 2023, theorem 6) without one. `block_size` columns take the errors before them
-    together. An input that is always zero has its weights rounded to the nearest. `kept` is false where the weight
-    must become zero.
+    With the damped Hessian L L^T, L lower triangular and its columns in that order, the shares are L_jk / L_kk, which
+    give the same levels as the paper's inverse (Chee et al. 2023, theorem 6) without one.
+    """
+
+    order: Tensor
+    shares: Tensor
+
+
+def factored(hessian: Tensor, *, damping: float, act_order: bool) -> Factor:
+    """Return the Factor of the sums of x x^T over the inputs of some blocks, (blocks, columns, columns).
+
+    A factor of the sums cancels. The columns stand in order, or by falling diagonal with `act_order`. The Hessian of
+    a wide layer is large: one of its size in float64 is held, and is factored in its place.
     Raises ValueError where the damped Hessian is not finite or not positive definite.
     """
-    order = _order(hessian, act_order).flip(1)  # the first to be rounded comes last
-    shares = _shares(hessian, order, damping)
-    columns = order.unsqueeze(2).expand(-1, -1, weight.shape[1])
-    levels = weight.mT.double().gather(1, columns)  # a column of the weight is a row: it lies together in memory
-    kept = None if kept is None else kept.mT.gather(1, columns)
-    errors = torch.zeros_like(levels)
-    last = levels.shape[1]
+    order = _order(hessian, act_order).flip(1)
+    shares = _ordered(hessian, order)
+    diagonal = shares.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    if not mean.isfinite().all():
+        raise ValueError("its inputs are NaN, infinite or too large to be squared; leave out such data, or the layer")
+    diagonal.add_(torch.where(mean > 0, damping * mean, 1.0))  # a block whose inputs are all zero
+    failed = torch.empty(len(order), dtype=torch.int32, device=order.device)
+    torch.linalg.cholesky_ex(shares, out=(shares, failed))
+    if failed.any():
+        raise ValueError(f"the Hessian of its inputs is not positive definite with damping {damping}; raise damping")
+    return Factor(order, shares.div_(diagonal.clone().unsqueeze(1)))
+
+
+def round_columns(
+    weight: Tensor, factor: Factor, grid: Grid, *, block_size: int, kept: Tensor | None = None
+) -> Tensor:
+    """Return levels for a weight that make ||W x - Q x|| small (Frantar et al. 2022, algorithm 1).
+
+    `weight` is of shape (blocks, rows, columns). Column k is rounded, in float64, after the sum over the columns j
+    before it of (W_j - Q_j) times the share of k in j is added to it. `block_size` columns take the errors before
+    them together. An input that is always zero has its weights rounded to the nearest. `kept` is false where the
+    weight must become zero.
+    """
+    order, shares = factor
+    last, rows = weight.shape[2], weight.shape[1]
+    levels = torch.empty_like(weight)
+    errors = weight.new_zeros(len(weight), last, rows, dtype=torch.float64)  # a column is a row: it lies together
+
+    def taken(values: Tensor, start: int, end: int) -> Tensor:
+        return values.mT.gather(1, order[:, start:end].unsqueeze(2).expand(-1, -1, rows))
 
     def passed_on(start: int, end: int) -> Tensor:
         return shares[:, end:, start:end].mT @ errors[:, end:]
@@ -88,15 +112,29 @@ def round_columns(
             # what the columns would become if none of them were rounded
             among = shares[:, until:end, until:end].mT
             moved = torch.linalg.solve_triangular(among, passed_on(until, end), upper=True, unitriangular=True)
-            group = levels[:, until:end] + moved
-            grid.renew(first, (group if kept is None else group * kept[:, until:end]).flip(1).mT)
-        block = levels[:, start:end] + passed_on(start, end)
+            group = taken(weight, until, end) + moved
+            grid.renew(first, (group if kept is None else group * taken(kept, until, end)).flip(1).mT)
+        exact, free = taken(weight, start, end).double(), None if kept is None else taken(kept, start, end)
+        block, rounded = exact + passed_on(start, end), torch.empty_like(exact)
         for at in reversed(range(start, end)):
-            block[:, at - start] += (shares[:, at + 1 : end, at].unsqueeze(1) @ errors[:, at + 1 : end]).squeeze(1)
-            level = grid.round(block[:, at - start], order[:, at])
-            level = level if kept is None else level * kept[:, at]
-            errors[:, at], levels[:, at] = levels[:, at] - level, level
-    return torch.empty_like(levels).scatter_(1, columns, levels).mT
+            here = at - start
+            block[:, here] += (shares[:, at + 1 : end, at].unsqueeze(1) @ errors[:, at + 1 : end]).squeeze(1)
+            level = grid.round(block[:, here], order[:, at])
+            rounded[:, here] = level if free is None else level * free[:, here]
+            errors[:, at] = exact[:, here] - rounded[:, here]
+        columns = order[:, start:end].unsqueeze(1).expand(-1, rows, -1)
+        levels.scatter_(2, columns, rounded.mT.to(levels.dtype))
+    return levels
+
+
+def _ordered(hessian: Tensor, order: Tensor) -> Tensor:
+    """Return a Hessian with its columns in order, in float64 and laid out as LAPACK takes it."""
+    found = torch.empty_like(hessian, dtype=torch.float64).mT
+    block = torch.arange(len(order), device=order.device).view(-1, 1, 1)
+    for start in range(0, order.shape[1], _PIECE):
+        some = order[:, start : start + _PIECE]
+        found[:, start : start + _PIECE] = hessian[block, some.unsqueeze(2), order.unsqueeze(1)]
+    return found
 
 
 def _order(hessian: Tensor, act_order: bool) -> Tensor:
@@ -113,22 +151,3 @@ def _blocks(columns: int, block_size: int, grid: Grid) -> Iterator[tuple[int, in
     if grid.ranges is not None:
         starts |= {*range(0, columns, grid.width)}
     yield from pairwise(sorted(starts | {columns}))
-
-
-def _shares(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
-    """Return L_jk / L_kk, where L is lower triangular and L L^T = H + damping * mean(diagonal of H) * I, in order.
-
-    The Hessian of a wide layer is large: one of its size in float64 is held, and is factored in its place.
-    """
-    block = torch.arange(len(order), device=order.device).view(-1, 1, 1)
-    shares = hessian[block, order.unsqueeze(2), order.unsqueeze(1)].double().mT  # laid out as LAPACK takes it
-    diagonal = shares.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True)
-    if not mean.isfinite().all():
-        raise ValueError("its inputs are NaN, infinite or too large to be squared; leave out such data, or the layer")
-    diagonal.add_(torch.where(mean > 0, damping * mean, 1.0))  # a block whose inputs are all zero
-    failed = torch.empty(len(order), dtype=torch.int32, device=order.device)
-    torch.linalg.cholesky_ex(shares, out=(shares, failed))
-    if failed.any():
-        raise ValueError(f"the Hessian of its inputs is not positive definite with damping {damping}; raise damping")
-    return shares.div_(diagonal.clone().unsqueeze(1))

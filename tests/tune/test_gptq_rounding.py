@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fxcompress.tune.gptq_rounding import Grid, round_columns
+from fxcompress.tune.gptq_rounding import Grid, factored, round_columns
 from tests.tune.obq import correlated, nearest, plain
 
 
@@ -20,8 +20,9 @@ def problem(rows=6, columns=20, blocks=1, high=3):
 
 
 def rounded(weight, hessian, grid, **options):
-    defaults = {"block_size": 8, "damping": 0.01, "act_order": False}
-    return round_columns(weight, hessian, copy.deepcopy(grid), **defaults | options)
+    taken = {name: options.pop(name) for name in ("damping", "act_order") if name in options}
+    factor = factored(hessian, **{"damping": 0.01, "act_order": False} | taken)
+    return round_columns(weight, factor, copy.deepcopy(grid), **{"block_size": 8} | options)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -82,7 +83,9 @@ def test_groups_take_the_range_of_the_weights_as_they_are_then(masked):
 
     expected = plain((weight * kept)[0].numpy(), hessian[0].numpy(), quantize, begin=begin)
     used = copy.deepcopy(grid)
-    found = round_columns(weight * kept, hessian, used, block_size=8, damping=0.01, act_order=False, kept=kept)
+    found = round_columns(
+        weight * kept, factored(hessian, damping=0.01, act_order=False), used, block_size=8, kept=kept
+    )
     np.testing.assert_allclose(used.scale[0].numpy(), scales, rtol=1e-6)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-6)
     assert np.abs(scales[:, 3] / ((weight * kept)[0, :, 15:].abs().amax(1).numpy() / 3) - 1).max() > 0.05
@@ -110,9 +113,9 @@ def test_inputs_that_are_always_zero():
     hessian = torch.zeros_like(hessian).masked_scatter(~dead[:, None] & ~dead, live)
     found = rounded(weight, hessian, grid)
     scale = grid.scale[0].double().numpy()
-    assert np.array_equal(found[0, :, dead].numpy(), nearest(scale)(weight[0, :, dead].double().numpy(), 0))
-    nothing = rounded(weight, torch.zeros_like(hessian), grid)[0].numpy()
-    assert np.array_equal(nothing, nearest(scale)(weight[0].double().numpy(), 0))
+    expected = nearest(scale)(weight[0].double().numpy(), 0).astype(np.float32)
+    assert np.array_equal(found[0, :, dead].numpy(), expected[:, dead])
+    assert np.array_equal(rounded(weight, torch.zeros_like(hessian), grid)[0].numpy(), expected)
 
 
 def test_a_hessian_that_is_not_positive_definite():
