@@ -1,6 +1,6 @@
 """Memory: how far compressing a language model by islands raises the peak of a process, in sizes of the model.
 
-    python benchmarks/memory.py [--layers 16]
+    python benchmarks/memory.py [--layers 16] [--width 1024]
 
 The model is transformers' LlamaForCausalLM with random weights; each figure is measured in a process of its own, on
 Linux. Prints a Markdown table.
@@ -31,13 +31,13 @@ def policy(tune: list[str]) -> dict[str, Any]:
     return {"version": 1, "steps": [{"kind": "quantize", "rules": [rule]}], "tune": tune}
 
 
-def llama(layers: int, width: int = 512, hidden: int = 1408) -> LlamaForCausalLM:
-    """Return a model with random weights."""
+def llama(layers: int, width: int) -> LlamaForCausalLM:
+    """Return a model with random weights; its MLPs have 2.75 times the width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=width,
-        intermediate_size=hidden,
+        intermediate_size=width * 11 // 4,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         num_key_value_heads=width // 64,
@@ -64,13 +64,13 @@ def run(what: str, model: LlamaForCausalLM, tokens: list[dict[str, torch.Tensor]
     )
 
 
-def peak(what: str, layers: int, options: dict[str, Any]) -> None:
+def peak(what: str, layers: int, width: int, options: dict[str, Any]) -> None:
     """Print the peak of this process over its memory without the model, in sizes of the model; the model counts 1."""
     torch.set_num_threads(1)
     ids = torch.randint(0, WORDS, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     tokens = [{"input_ids": ids}]
-    run(what, llama(1, 64, 128), tokens, options)  # imports and caches
-    model = llama(layers)
+    run(what, llama(1, 64), tokens, options)  # imports and caches
+    model = llama(layers, width)
     size = sum(parameter.nbytes for parameter in model.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     before, start = kilobytes("VmRSS") * 1024, time.perf_counter()
@@ -85,14 +85,16 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=16)
-    layers = parser.parse_args().layers
+    parser.add_argument("--width", type=int, default=1024)
+    arguments = parser.parse_args()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{platform.machine()}, 1 thread, Python {platform.python_version()}, {versions}\n")
     print("| what | options | weights | peak, in sizes of the model | time |\n|---|---|---:|---:|---:|", flush=True)
     for what in ("forward", "capture", *TUNINGS):
         for options in ({}, {"copy": False}):
             if what != "forward" or not options:
-                process = multiprocessing.get_context("spawn").Process(target=peak, args=(what, layers, options))
+                said = (what, arguments.layers, arguments.width, options)
+                process = multiprocessing.get_context("spawn").Process(target=peak, args=said)
                 process.start()
                 process.join()
 

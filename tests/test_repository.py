@@ -21,7 +21,7 @@ FOLDERS = ("fxcompress", "tests", "examples", "benchmarks")
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROWS = (
-    {"errors", "version", "staging"},
+    {"errors", "version", "staging", "heap"},
     {"policies", "solvers", "nn"},
     {"graph"},
     {"passes", "measure"},

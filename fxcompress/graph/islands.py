@@ -22,6 +22,7 @@ from fxcompress.graph.regions import Islands, put_regions
 from fxcompress.graph.shell import shell
 from fxcompress.graph.traced import Traced, join, place
 from fxcompress.graph.tracing.symbolic import trace
+from fxcompress.heap import trim
 
 
 class Found(NamedTuple):
@@ -69,6 +70,7 @@ def islands(model: nn.Module, arguments: Arguments) -> Found:
         attempt = _Attempt(shell(model), calls, given_up)
         gm = attempt.put(also)
         failed, outside = checked(gm, shell(model), arguments, outputs)
+        trim()
         if not failed and outside <= also:
             return Found(gm, attempt.asked, attempt.reasons)
         given_up |= failed
@@ -87,6 +89,7 @@ def _calls(model: nn.Module, arguments: Arguments) -> tuple[dict[str, _Call], An
         module.register_forward_pre_hook(_recording(path, calls, varying), with_kwargs=True)
     with eval_mode(observed):
         outputs = run(observed, arguments)
+    trim()
     return {path: call for path, call in calls.items() if path not in varying}, outputs
 
 

@@ -1,5 +1,7 @@
 """The UniformQuantizer: integer codes in even steps, with a scale and a zero point that are fixed beforehand."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -78,15 +80,19 @@ class UniformQuantizer(Quantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer codes of `x` as int8 (symmetric) or uint8 (affine), for 16 bits as int16 or uint16."""
-        codes = integer_codes(x, *self._grid_for(x), self.low, self.high)
-        return codes.to(_CODES[max(self.bits, 8), self.symmetric])
+        self._refuse_unready()
+        return self._on_grid(integer_codes, x).to(_CODES[max(self.bits, 8), self.symmetric])
 
     def _round(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, *self._grid_for(x), self.low, self.high)
+        return self._on_grid(fake_quantize, x)
 
-    def _grid_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self._refuse_unready()
-        return self.layout.spread(self.scale, x), self.layout.spread(self.zero_point, x)
+    def _on_grid(self, function: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Call a function of `x` and the grid."""
+        if self.layout.per == "group":  # as rows, so that no scale is written out for each element
+            scale, zero_point = self.scale.view(-1, 1), self.zero_point.view(-1, 1)
+            return self.layout.unrows(function(self.layout.rows(x), scale, zero_point, self.low, self.high), x)
+        scale, zero_point = (self.layout.spread(one, x) for one in (self.scale, self.zero_point))
+        return function(x, scale, zero_point, self.low, self.high)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + unusual(self.symmetric, self.narrow, self.power_of_two)

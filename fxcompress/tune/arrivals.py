@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.regions import Islands, bound, regions
+from fxcompress.heap import trim
 
 Inputs = Callable[[], Iterator[Arguments]]  # reads the data from its beginning, batch by batch
 Values = dict[fx.Node, Any]  # what some nodes gave
@@ -67,6 +68,7 @@ class Arrivals:
                     self._gm(*arguments.args, **arguments.kwargs)
                 except _ReachedError:
                     continue
+        trim()
         whole = len(arrived[first])
         return {index: found for index, found in arrived.items() if index not in apart and len(found) == whole}
 

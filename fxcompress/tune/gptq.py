@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxcompress.errors import PassError
-from fxcompress.graph.edit import first_argument, module_of, parameter_under
+from fxcompress.graph.edit import first_argument, module_of
 from fxcompress.measure.calibrate import new_observer, ranges_of_rows
 from fxcompress.measure.observing.ranges import MinMax
 from fxcompress.nn import Mask, UniformQuantizer
@@ -24,9 +24,15 @@ _KINDS = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
 _UNFOLDED = 2**24  # numbers unfolded at a time
 
 
-def gptq(
-    gm: fx.GraphModule, walk: Walk, finished: Finished, *, block_size: int, damping: float, act_order: bool
-) -> None:
+class Recipe(NamedTuple):
+    """The same as the arguments of the policy."""
+
+    block_size: int
+    damping: float
+    act_order: bool
+
+
+def gptq(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
     """Round the weights of linear and convolution layers by GPTQ, part after part, each on quantized inputs.
 
     Scales stay those of calibration; those of groups are found anew, by the observer of their rule, in the weights as
@@ -41,12 +47,24 @@ def gptq(
         for one, _ in roundable(map(_of_a_kind, stretch.weights)):
             together.setdefault(_readings(gm, stretch, one), []).append(one)
         for readings, alike in together.items():
-            factor = cache(partial(_factor, stretch, readings, damping, act_order))
-            for one in alike:
-                renew = not act_order and one.quantizer.layout.per == "group"
-                names = [parameter_under(gm, one.node) or ""]
-                names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
-                finished.once(one.layer.name, gm, names, partial(_round, gm, one, factor, block_size, renew))
+            _round_alike(stretch, readings, alike, finished, Recipe(**arguments))
+
+
+def _round_alike(
+    stretch: Stretch,
+    readings: Sequence["_Reading"],
+    alike: Sequence[QuantizedWeight],
+    finished: Finished,
+    recipe: Recipe,
+) -> None:
+    """Round weights that read the same; what comes of their Hessian is found once, if at all, and given up here."""
+    factor = cache(partial(_factor, stretch, readings, recipe))
+    for one in alike:
+        renew = not recipe.act_order and one.quantizer.layout.per == "group"
+        names = [one.parameter(stretch.gm)]
+        names += [f"{one.node.target}.{buffer}" for buffer in ("scale", "zero_point") if renew]
+        work = partial(_round, stretch.gm, one, factor, recipe.block_size, renew)
+        finished.once(one.layer.name, stretch.gm, names, work)
 
 
 def _of_a_kind(one: QuantizedWeight) -> QuantizedWeight:
@@ -108,8 +126,8 @@ def _readings(gm: fx.GraphModule, stretch: Stretch, one: QuantizedWeight) -> tup
 
 
 @torch.no_grad()
-def _factor(stretch: Stretch, readings: Sequence[_Reading], damping: float, act_order: bool) -> Factor:
-    return factored(_hessian(stretch, readings), damping=damping, act_order=act_order)
+def _factor(stretch: Stretch, readings: Sequence[_Reading], recipe: Recipe) -> Factor:
+    return factored(_hessian(stretch, readings), damping=recipe.damping, act_order=recipe.act_order)
 
 
 def _hessian(stretch: Stretch, readings: Sequence[_Reading]) -> Tensor:

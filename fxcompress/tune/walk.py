@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from fxcompress.graph.edit import get_tensor, module_of
 from fxcompress.graph.regions import Islands, Region, bound, regions
 from fxcompress.graph.ties import memory
+from fxcompress.heap import trim
 from fxcompress.measure.float_mode import float_mode
 from fxcompress.nn import Quantizer
 from fxcompress.tune.arrivals import Arrivals, Inputs, Values
@@ -124,6 +125,7 @@ class Walk:
                 if part is not cut[-1]:
                     stretch.pass_on()
                 self._drop(part)
+                trim()
 
     def _untouched(self, part: Part, layers: frozenset[fx.Node]) -> Instead:
         """Keep the parameters that tuning a part may change, and return what its nodes give in the float model."""
