@@ -26,12 +26,12 @@ CONVENTIONS = """\
 are folded. Weights have a symmetric scale for each output channel. Inputs of convolutions, of the last layer and of
 additions have one scale and a zero point, biases are float. The first convolution and the last layer have 8 bits,
 weights and inputs, as in BRECQ. Both libraries have the settings that were the best of those tried at seed 0. In
-fxcompress, scales of weights are those of the least sum of cubed errors, or of errors to the power of 2.4 (as in
-the code of BRECQ) where roundings are learned, and all codes are used; ranges of inputs are found by minmax at 8
-bits and by the least squared error at 4. In Brevitas, scales of weights are those of the least squared error and
-the lowest code is left out, its default, and ranges of inputs are percentiles (99.999, its default, at 8 bits; 99.9
-at 4). AdaRound takes 1,000 iterations of 32 images for each layer and block reconstruction for each residual block;
-in Brevitas these are its regularized learned rounding by layer and its
+fxcompress, scales of weights are those of the least sum of cubed errors, ranges of inputs those of the least squared
+error, and all codes are used; where roundings are learned, errors of weights are raised to the power of 2.4 (as in
+the code of BRECQ), and ranges of inputs of 8 bits are found by minmax. In Brevitas, scales of weights are those of
+the least squared error and the lowest code is left out, its default, and ranges of inputs are percentiles (99.999,
+its default, at 8 bits; 99.9 at 4). AdaRound takes 1,000 iterations of 32 images for each layer and block
+reconstruction for each residual block; in Brevitas these are its regularized learned rounding by layer and its
 learned rounding by block, which does not learn the scales of activations."""
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
@@ -45,7 +45,7 @@ METHODS = {
 SEEDS = (0, 1, 2)
 NAMES = {"ours": "fxcompress", "peer": "Brevitas"}
 IMAGES = 1024
-_EXPONENTS = {"ada_round": 2.4, "block_reconstruction": 2.4}
+_LEARNED = ("ada_round", "block_reconstruction")
 _TUNE: dict[str, list[Any]] = {
     "bias_correction": ["bias_correction"],
     "ada_round": [{"ada_round": {"iterations": 1000}}],
@@ -75,17 +75,19 @@ def cells() -> Iterator[Cell]:
 def policy(bits: str, method: str) -> dict[str, Any]:
     """Return the policy of a cell."""
     weight, entering = BITS[bits]
-    observer = {"mse": {"exponent": _EXPONENTS.get(method, 3)}}
+    learned = method in _LEARNED
+    observer = {"mse": {"exponent": 2.4 if learned else 3}}
+    eight = "minmax" if learned else "mse"
     rules = [
         {
             "select": {"ops": ["conv2d", "linear", "add"]},
             "weight": {"bits": weight, "narrow": False, "observer": observer},
-            "input": {"bits": entering, "observer": "minmax" if entering == 8 else "mse"},
+            "input": {"bits": entering, "observer": eight if entering == 8 else "mse"},
         },
         {
             "select": {"names": ["conv1", "linear"]},
             "weight": {"bits": 8, "narrow": False, "observer": observer},
-            "input": {"bits": 8, "observer": "minmax"},
+            "input": {"bits": 8, "observer": eight},
         },
     ]
     equalize = ["equalize"] if method == "equalization" else []
