@@ -79,12 +79,22 @@ class CodebookQuantizer(Quantizer):
         `low` and `high` have one value for each scale. Raises ValueError when they are not finite, and for the forms
         that `fit` sets.
         """
+        self._refuse_fitted()
+        self.scale.copy_(_scale_for(*self._finite_ends(low, high)))
+        self._ready = True
+
+    def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return `x` rounded to the levels of apot that would span `low` .. `high`, around zero, which broadcast.
+
+        Raises ValueError for the forms that `fit` sets.
+        """
+        self._refuse_fitted()
+        scale = _scale_for(low, high).to(x)
+        return self.levels.to(x)[self._places(x / scale)] * scale
+
+    def _refuse_fitted(self) -> None:
         if not self.needs_range:
             raise ValueError(f"{self} takes no range: its levels are those of the weight, fit(weight)")
-        low, high = self._finite_ends(low, high)
-        span = torch.maximum(-low, high)
-        self.scale.copy_(torch.where(span > 0, span, 1.0).clamp(min=torch.finfo(torch.float32).tiny))
-        self._ready = True
 
     @torch.no_grad()
     def fit(self, weight: Tensor) -> None:
@@ -154,3 +164,8 @@ def _up_to_single(x: Tensor) -> Tensor:
     """Return the least float32 numbers that are not below float64 ones."""
     single = x.float()
     return torch.where(single.double() < x, torch.nextafter(single, torch.full_like(single, torch.inf)), single)
+
+
+def _scale_for(low: Tensor, high: Tensor) -> Tensor:
+    span = torch.maximum(-low, high)
+    return torch.where(span > 0, span, 1.0).clamp(min=torch.finfo(torch.float32).tiny)

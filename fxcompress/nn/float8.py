@@ -42,10 +42,17 @@ class Float8Quantizer(Quantizer):
 
         `low` and `high` have one value for each scale. Raises ValueError when they are not finite.
         """
-        low, high = self._finite_ends(low, high)
-        span = torch.maximum(-low, high)
-        self.scale.copy_(torch.where(span > 0, span / self.high, 1.0).clamp(min=torch.finfo(torch.float32).tiny))
+        self.scale.copy_(self._scale_for(*self._finite_ends(low, high)))
         self._ready = True
+
+    def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return `x` rounded to the codes that would span `low` .. `high`, ranges around zero that broadcast."""
+        scale = self._scale_for(low, high).to(x)
+        return self._codes(x / scale).to(x.dtype) * scale
+
+    def _scale_for(self, low: Tensor, high: Tensor) -> Tensor:
+        span = torch.maximum(-low, high)
+        return torch.where(span > 0, span / self.high, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
 
     def stored_bytes(self, numel: int) -> int:
         """Return the bytes of the codes and the scales."""

@@ -68,6 +68,13 @@ class Quantizer(nn.Module, ABC):
         Raises ValueError when they are not finite, or when the form takes no range.
         """
 
+    def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return `x` rounded to the levels that would span `low` .. `high`, which broadcast against it.
+
+        The ranges hold zero. Raises ValueError when the form takes no range.
+        """
+        raise ValueError(f"{self} takes no range")
+
     @abstractmethod
     def stored_bytes(self, numel: int) -> int:
         """Return the bytes that `numel` packed codes take in a file with their scales, zero points and levels."""

@@ -73,6 +73,11 @@ class UniformQuantizer(Quantizer):
         self.zero_point.copy_(zero_point)
         self._ready = True
 
+    def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return `x` rounded to the grid that would span `low` .. `high`, ranges around zero that broadcast."""
+        scale, zero_point = uniform_grid(low, high, self.low, self.high, self.symmetric, self.power_of_two)
+        return fake_quantize(x, scale.to(x), zero_point.to(x), self.low, self.high)
+
     def stored_bytes(self, numel: int) -> int:
         """Return the bytes of packed codes, scales and zero points; symmetric ones are alike and not counted."""
         zero_point = 0 if self.symmetric else packed_bytes(1, self.bits)

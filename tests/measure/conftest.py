@@ -1,8 +1,8 @@
-"""What an observer may ask of a quantizer, without one."""
-
-from types import SimpleNamespace
+"""What an observer may ask of a quantizer."""
 
 import pytest
+
+from fxcompress.nn import UniformQuantizer
 
 
 @pytest.fixture
@@ -10,6 +10,6 @@ def form():
     """Return a function that makes the form of a uniform quantizer."""
 
     def make(bits, *, symmetric=False, power_of_two=False):
-        return SimpleNamespace(bits=bits, symmetric=symmetric, power_of_two=power_of_two, narrow=symmetric)
+        return UniformQuantizer(bits, symmetric=symmetric, power_of_two=power_of_two)
 
     return make

@@ -1,10 +1,13 @@
 """The squared error observer against brute force: on the values of a weight, on the histogram of activations."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 from fxcompress.measure.observing.squared_error import MeanSquaredError
+from fxcompress.nn import CodebookQuantizer, Float8Quantizer
+from fxcompress.nn.levels import apot
 
 SHRINKS = [percent / 100 for percent in range(21, 101)]
 
@@ -88,3 +91,32 @@ def test_powers_of_two(form):
         return float(((np.clip(np.round(x.numpy() / scale), -7, 7) * scale - x.numpy()) ** 2).sum())
 
     assert error(scale) == pytest.approx(min(error(0.25), error(0.125), error(0.0625)))
+
+
+def nearest(levels, x):
+    return levels[np.abs(x[:, None] - levels).argmin(1)]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "levels"),
+    [
+        (CodebookQuantizer("apot", 4), apot(4).numpy()),
+        (CodebookQuantizer("apot", 3), apot(3).numpy()),
+        (
+            Float8Quantizer("e4m3"),
+            np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64) / 448,
+        ),
+    ],
+    ids=["apot4", "apot3", "e4m3"],
+)
+def test_other_levels_than_even_ones(quantizer, levels):
+    x = np.random.default_rng(0).standard_t(3, size=(3, 400)).astype(np.float32)
+    observer = MeanSquaredError()
+    observer.observe(torch.from_numpy(x))
+    low, high = observer.range_for(quantizer)
+    levels = np.unique(levels[np.isfinite(levels)])
+    for row, found_low, found_high in zip(x.astype(np.float64), low.tolist(), high.tolist(), strict=True):
+        tops = [k * np.abs(row).max() for k in SHRINKS]
+        errors = [np.square(nearest(levels * top, row) - row).sum() for top in tops]
+        top = max(-found_low, found_high)
+        assert np.square(nearest(levels * top, row) - row).sum() == pytest.approx(min(errors), rel=1e-4)

@@ -5,14 +5,13 @@ from torch import Tensor
 
 from fxcompress.measure.observing.histogram import Histogram
 from fxcompress.nn import Quantizer
-from fxcompress.nn.functional import code_ends, fake_quantize, uniform_grid
 
 _KEPT = 2**16  # values of a channel up to which they are kept themselves
 _CELLS = 2**20  # numbers rounded at a time
 
 
 class MeanSquaredError:
-    """The range whose grid has the least squared error.
+    """The range whose levels have the least squared error.
 
     Tries the range seen, and that range shrunk in 79 steps of 1% (the search of BRECQ, Li et al. 2021, whose code
     sums errors to the power of 2.4). What is seen at once and has at most 65,536 values in a channel, as weights do,
@@ -36,18 +35,15 @@ class MeanSquaredError:
         return self._histogram.range()
 
     def range_for(self, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-        """Return the ends for the bits and symmetry of a quantizer."""
+        """Return the ends for the levels of a quantizer."""
         low, high = self.range()
         x, counts = self._values()
-        symmetric, power_of_two = getattr(quantizer, "symmetric", True), getattr(quantizer, "power_of_two", False)
-        codes = code_ends(quantizer.bits, symmetric, getattr(quantizer, "narrow", symmetric))
         wide_low, wide_high = low.double().clamp(max=0), high.double().clamp(min=0)
         shrinks = torch.arange(100, 20, -1, dtype=torch.float64, device=x.device) / 100
         least, best = torch.full_like(x[:, 0], torch.inf), torch.ones_like(x[:, 0])
         for some in shrinks.split(max(1, _CELLS // x.numel())):
             shrunk_low, shrunk_high = (some.view(-1, 1, 1) * end.unsqueeze(1) for end in (wide_low, wide_high))
-            scale, zero_point = uniform_grid(shrunk_low, shrunk_high, *codes, symmetric, power_of_two)
-            errors = fake_quantize(x, scale.to(x), zero_point.to(x), *codes).sub_(x).abs_().pow_(self._exponent)
+            errors = quantizer.round_between(x, shrunk_low, shrunk_high).sub_(x).abs_().pow_(self._exponent)
             error, place = (errors if counts is None else errors.mul_(counts)).sum(2).min(0)
             best = torch.where(error < least, some[place].to(best), best)
             least = torch.minimum(least, error)
