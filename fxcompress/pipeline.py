@@ -20,7 +20,7 @@ from fxcompress.measure.hessian import Loss
 from fxcompress.measure.zeroq import synthesize
 from fxcompress.nn import Choice
 from fxcompress.passes import apply
-from fxcompress.passes.apply import select
+from fxcompress.passes.apply import changed, select
 from fxcompress.passes.resolve import take_active
 from fxcompress.planning.decide import decide, refuse_missing_inputs
 from fxcompress.planning.holder import hold
@@ -174,5 +174,5 @@ def run(steps: Sequence[Step], gm: fx.GraphModule) -> list[Applied]:
         apply(step, gm)
         verify(gm)
         made = {tensor_of_quantizer(name) for name, _ in gm.named_modules() if name not in before}
-        applied.append(Applied(matched, made))
+        applied.append(Applied(changed(step, gm, matched), made))
     return applied

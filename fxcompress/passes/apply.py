@@ -32,6 +32,12 @@ def select(spec: RuleStep, gm: fx.GraphModule) -> list[Matched[Any]]:
     return match(spec.rules, subjects, KINDS, spec.kind)
 
 
+@singledispatch
+def changed(spec: Step, gm: fx.GraphModule, matched: Sequence[Matched[Any]]) -> Sequence[Matched[Any]]:
+    """Return those of the matches that a step has changed: a plan holds no others, which it left with a warning."""
+    return matched
+
+
 class Selected(NamedTuple):
     """A layer, what the rules say of it together, and where the last of them stands."""
 

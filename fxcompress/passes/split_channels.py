@@ -3,17 +3,20 @@
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
 from fxcompress.errors import PassError
-from fxcompress.graph.edit import constant_value, insert, module_of
+from fxcompress.graph import layers
+from fxcompress.graph.edit import chain_under, constant_value, insert, module_of
 from fxcompress.graph.operators.calls import operator_of
 from fxcompress.nn import Choice, Quantizer
 from fxcompress.nn.channel_split import ChannelSplit, copied_channels, split_outliers
-from fxcompress.passes.apply import Selected, apply, has_computed_weight, selected_layers, warn_of_computed
+from fxcompress.passes.apply import Selected, apply, changed, has_computed_weight, selected_layers, warn_of_computed
 from fxcompress.passes.tensors import WeightTensor, chain, end_of_chain, weight_tensors
 from fxcompress.policies import SplitChannels
+from fxcompress.policies.rules import Matched
 
 # Where input channels lie, in the weight and in the input.
 _AXES = {
@@ -52,6 +55,16 @@ def split_channels(spec: SplitChannels, gm: fx.GraphModule) -> None:
     _tell(whole, some=len(done) > len(whole))
     warn_of_computed(computed)
     gm.recompile()
+
+
+@changed.register
+def _changed(spec: SplitChannels, gm: fx.GraphModule, matched: Sequence[Matched[Any]]) -> Sequence[Matched[Any]]:
+    split = {layer.name for layer in layers(gm) if any(_is_split(gm, edge) for edge in layer.weight_edges())}
+    return [one for one in matched if one.subject.name in split]
+
+
+def _is_split(gm: fx.GraphModule, edge: fx.Node) -> bool:
+    return any(isinstance(module_of(gm, node), ChannelSplit) for node in chain_under(gm, edge))
 
 
 def _refuse_other_ratio(tensor: WeightTensor, earlier: Selected, later: Selected) -> None:

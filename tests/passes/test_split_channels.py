@@ -157,6 +157,21 @@ def test_groups_are_left_with_a_warning(do):
     assert [name for name, module in gm.named_modules() if isinstance(module, ChannelSplit)] == ["1.weight_split"]
 
 
+def test_what_is_left_is_in_no_plan(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    steps = [
+        {"kind": "split_channels", "rules": [{"ratio": 0.2}]},
+        {"kind": "quantize", "rules": [{"weight": {"bits": 4}}]},
+    ]
+    policy, x = {"version": 1, "steps": steps}, torch.randn(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match="the input channels of '1' are not split"):
+        small = fxcompress.transform(model, policy, example_inputs=x)
+    fxcompress.save(small, tmp_path / "small")
+    assert torch.equal(fxcompress.load(tmp_path / "small", model, example_inputs=x)(x), small(x))
+    assert fxcompress.report(small).record.matched["split_channels rule 1"] == ("0", "2")
+
+
 @pytest.mark.parametrize("rule", [{"ratio": 0.1}, {"ratio": 0.1, "select": {"names": ["0"]}}], ids=["only", "named"])
 def test_groups_where_nothing_else_is_split(rule, do):
     net = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2))
