@@ -57,7 +57,8 @@ class DynamicQuantizer(Quantizer):
         with torch.no_grad():
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             low, high = torch.aminmax(self.layout.rows(wide), dim=1)
-            low, high = low.clamp(max=0), high.clamp(min=0)
+            end = torch.finfo(wide.dtype).max / 2  # the span is to be a number, too
+            low, high = low.clamp(-end, 0), high.clamp(0, end)
             grid = uniform_grid(low, high, self.low, self.high, self.symmetric, self.power_of_two)
             scale, zero_point = (self.layout.spread(one, x) for one in grid)
             value = integer_codes(wide, scale, zero_point, self.low, self.high).sub_(zero_point).mul_(scale)

@@ -114,3 +114,11 @@ def test_no_gradient_where_powers_of_two_end_before_the_range(symmetric, least):
     rounded.sum().backward()
     assert rounded.tolist() == [0.875, 0.875, 0.875, 0.25, least]
     assert x.grad.tolist() == [0, 0, 1, 1, least == -1]
+
+
+def test_a_span_beyond_float32_is_cut():
+    largest = torch.finfo(torch.float32).max
+    found = DynamicQuantizer(8)(torch.tensor([-largest, largest, 0.0]))
+    assert found.isfinite().all()
+    assert found[2] == 0
+    assert found[1] > 0.45 * largest
