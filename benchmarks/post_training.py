@@ -49,7 +49,7 @@ _LEARNED = ("ada_round", "block_reconstruction")
 _TUNE: dict[str, list[Any]] = {
     "bias_correction": ["bias_correction"],
     "ada_round": [{"ada_round": {"iterations": 1000}}],
-    "block_reconstruction": [{"block_reconstruction": {"iterations": 1000, "scale_learning_rate": 1e-3}}],
+    "block_reconstruction": [{"block_reconstruction": {"iterations": 1000, "scale_learning_rate": 1e-2}}],
 }
 
 

@@ -45,8 +45,9 @@ class BlockReconstruction(AdaRound):
     """Arguments of block reconstruction."""
 
     scale_learning_rate: Annotated[
-        float, Field(ge=0, description="Learning rate of the activations' scales; 0 keeps them")
-    ] = 1e-3
+        float,
+        Field(ge=0, description="Share by which a step may change the scales of activations at first; 0 keeps them"),
+    ] = 1e-2
 
 
 class Gptq(Strict):

@@ -14,7 +14,7 @@ from fxcompress.tune.parts import constants_of
 from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
 from fxcompress.tune.soft_rounding import SoftRounding
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
+from fxcompress.tune.weights import QuantizedWeight, float_weight, roundable, store
 
 
 def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -> None:
@@ -25,7 +25,7 @@ def ada_round(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: A
     that cannot be rounded so, which are those without even steps or with a parameter that serves something else, too;
     raises PassError where all are.
     """
-    say_unrounded("ada_round", quantized_weights(gm))
+    say_unrounded("ada_round", walk.weights())
     recipe = Recipe(**arguments)
     for stretch in progress(walk.stretches(), "rounding"):
         for one, quantizer in roundable(stretch.weights):
@@ -38,7 +38,7 @@ def _round(stretch: Stretch, one: QuantizedWeight, rounding: SoftRounding, recip
     calls = [call for call in one.calls if call in stretch.part.nodes]
     samples = [sample for call in calls for sample in _samples(stretch, call)]
     constants = constants_of(stretch.part.constants, calls)
-    reconstruct(stretch.gm, constants, samples, dict.fromkeys(one.nodes, rounding), {}, recipe)
+    reconstruct(stretch.gm, constants, samples, dict.fromkeys(one.nodes, rounding), {}, recipe, one.layer.name)
     store(stretch.gm, one, rounding.hard())
 
 

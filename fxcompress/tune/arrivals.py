@@ -1,7 +1,7 @@
 """Arrivals: what flows into a region of a model captured by islands, found by running the model up to it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from fxcompress.graph.inputs import Arguments
 from fxcompress.graph.regions import Islands, bound, regions
 from fxcompress.heap import trim
 
-Inputs = Callable[[], Iterator[Arguments]]  # reads the data from its beginning, batch by batch
+Inputs = Callable[[], Iterable[Arguments]]  # of all batches, the same whenever asked for
 Values = dict[fx.Node, Any]  # what some nodes gave
 
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -52,8 +52,11 @@ def bias_correction(
     (_by_batch_norm(gm) if statistics == "batch_norm" else _by_data(gm, walk, finished))
 
 
-def _biases(gm: fx.GraphModule) -> list[_Bias]:
-    """Return the biases that are read by layers with a quantized weight only, and are not computed."""
+def _biases(gm: fx.GraphModule, outside: Collection[Any] = ()) -> list[_Bias]:
+    """Return the biases that are read by layers with a quantized weight only, and are not computed.
+
+    `outside` are the tensors, by memory, that code outside of the graph reads.
+    """
     found: dict[Any, _Bias] = {}
     for one in quantized_weights(gm):
         for call in one.calls:
@@ -62,7 +65,8 @@ def _biases(gm: fx.GraphModule) -> list[_Bias]:
                 bias = found.setdefault(memory(get_tensor(gm, name)), _Bias(name, {}))
                 found[memory(get_tensor(gm, name))] = bias._replace(readers={**bias.readers, call: one})
     read = readers(gm)
-    return [bias for key, bias in found.items() if all(node in bias.readers for node in read[key])]
+    inside = [(bias, read[key]) for key, bias in found.items() if key not in outside]
+    return [bias for bias, nodes in inside if all(node in bias.readers for node in nodes)]
 
 
 def _bias_parameter(call: fx.Node) -> str | None:
@@ -75,7 +79,7 @@ def _bias_parameter(call: fx.Node) -> str | None:
 
 def _by_data(gm: fx.GraphModule, walk: Walk, finished: Finished) -> None:
     """Correct biases part by part; one that several parts read in the last of them."""
-    biases = _biases(gm)
+    biases = _biases(gm, walk.outside)
     _say_left(
         gm, biases, "a bias of their own", "give the layer one that is not computed and that nothing else reads"
     )

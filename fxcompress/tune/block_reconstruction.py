@@ -14,7 +14,7 @@ from fxcompress.tune.left import say_unrounded
 from fxcompress.tune.reconstruct import Recipe, Sample, reconstruct
 from fxcompress.tune.soft_rounding import LearnedScale, SoftRounding
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
+from fxcompress.tune.weights import QuantizedWeight, float_weight, roundable, store
 
 Scales = Mapping[fx.Node, LearnedScale]
 
@@ -30,7 +30,7 @@ def block_reconstruction(gm: fx.GraphModule, walk: Walk, finished: Finished, **a
     recipe = Recipe(**arguments)
     scaled = recipe.scale_learning_rate and any(True for _ in _learnable(gm, gm.graph.nodes))
     still = "only the scales of activations are learned" if scaled else ""
-    say_unrounded("block_reconstruction", quantized_weights(gm), still=still)
+    say_unrounded("block_reconstruction", walk.weights(), still=still)
     for stretch in progress(walk.stretches(), "reconstructing"):
         weights = {
             one: SoftRounding(quantizer, float_weight(gm, one)) for one, quantizer in roundable(stretch.weights)
@@ -63,7 +63,8 @@ def _reconstruct(
     stretch: Stretch, weights: Mapping[QuantizedWeight, SoftRounding], scales: Scales, recipe: Recipe
 ) -> None:
     roundings = {node: rounding for one, rounding in weights.items() for node in one.nodes}
-    reconstruct(stretch.gm, stretch.part.constants, _samples(stretch), roundings, scales, recipe)
+    name = stretch.weights[0].layer.name if stretch.weights else stretch.part.nodes[0].name
+    reconstruct(stretch.gm, stretch.part.constants, _samples(stretch), roundings, scales, recipe, name)
     for one, rounding in weights.items():
         store(stretch.gm, one, rounding.hard())
     for node, learned in scales.items():

@@ -18,7 +18,7 @@ from fxcompress.tune.finished import Finished
 from fxcompress.tune.gptq_rounding import Factor, Grid, factored, round_columns
 from fxcompress.tune.left import say_unrounded
 from fxcompress.tune.walk import Stretch, Walk
-from fxcompress.tune.weights import QuantizedWeight, float_weight, quantized_weights, roundable, store
+from fxcompress.tune.weights import QuantizedWeight, float_weight, roundable, store
 
 _KINDS = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
 _UNFOLDED = 2**24  # numbers unfolded at a time
@@ -41,7 +41,7 @@ def gptq(gm: fx.GraphModule, walk: Walk, finished: Finished, **arguments: Any) -
     where no weight can be rounded so or a Hessian is not positive definite; warns of other weights that are left
     (Frantar et al. 2022, algorithm 1).
     """
-    say_unrounded("gptq", [_of_a_kind(one) for one in quantized_weights(gm)])
+    say_unrounded("gptq", [_of_a_kind(one) for one in walk.weights()])
     for stretch in walk.stretches(reference=False):
         together: dict[tuple[_Reading, ...], list[QuantizedWeight]] = {}
         for one, _ in roundable(map(_of_a_kind, stretch.weights)):

@@ -1,6 +1,8 @@
 """Reconstruction: roundings and steps are learned so that some nodes give what they give in the float model."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -48,16 +50,18 @@ def reconstruct(
     roundings: Mapping[fx.Node, SoftRounding],
     scales: Mapping[fx.Node, LearnedScale],
     recipe: Recipe,
+    name: str,
 ) -> None:
     """Learn `roundings`, which stand for calls of weight quantizers, and `scales`, for those of activations.
 
     Minimizes the squared error of the outputs plus the regularization times the penalty of undecided roundings, with
     Adam (AdaRound, Nagel et al. 2020, equation 25; for blocks, BRECQ, Li et al. 2021, algorithm 1). The penalty sets
-    in after the warm-up, with beta going from 20 to 2. Raises NotReadyError where a batch holds no values, or the
-    error is not finite.
+    in after the warm-up, with beta going from 20 to 2; the learning rate of scales falls to zero along a cosine, as
+    in BRECQ's code. Raises NotReadyError, which tells the `name` of the layer or of the first of a block, where a
+    batch holds no values, or the error is not finite.
     """
     if not all(target.numel() for sample in samples for target in sample.targets):
-        raise NotReadyError(f"tune: a batch of data gives no values in {samples[0].outputs[-1].name!r}")
+        raise NotReadyError(f"tune: a batch of data gives no values behind {name!r}")
     generator = torch.Generator().manual_seed(recipe.seed)
     instead = {**roundings, **scales}
     moving = [node for node in constants if any(one in roundings for one in (node, *chain_under(gm, node)))]
@@ -68,8 +72,12 @@ def reconstruct(
     learned = dict.fromkeys(roundings.values())  # a weight may be read in several places
     groups = [{"params": [one.v for one in learned], "lr": recipe.learning_rate}]
     if scales:
-        groups.append({"params": [one.scale for one in set(scales.values())], "lr": recipe.scale_learning_rate})
+        groups.append(
+            {"params": [one.log_ratio for one in dict.fromkeys(scales.values())], "lr": recipe.scale_learning_rate}
+        )
     optimizer = torch.optim.Adam(groups)
+    falling: list[Callable[[int], float]] = [_constant, partial(_cosine, recipe.iterations)]  # scales come to rest
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, falling[: len(groups)])
     start = int(recipe.warm_up * recipe.iterations)
     by_rows = _takes_fewer(gm, [*moving, *samples[0].nodes], samples[0], fixed, instead, recipe.batch_size)
     for step in range(recipe.iterations):
@@ -85,12 +93,21 @@ def reconstruct(
         total = torch.stack(terms).sum()
         if not total.isfinite():
             raise NotReadyError(
-                f"tune: the squared error of {sample.outputs[-1].name!r} is not finite: what enters is NaN, infinite "
-                "or too large to be squared; leave out such data, or the layer from the rules"
+                f"tune: the squared error behind {name!r} is not finite: what enters is NaN, infinite or too large "
+                "to be squared; leave out such data, or the layer from the rules"
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
+        schedule.step()
+
+
+def _constant(_: int) -> float:
+    return 1.0
+
+
+def _cosine(iterations: int, step: int) -> float:
+    return (1 + math.cos(math.pi * step / iterations)) / 2
 
 
 def _error(found: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache as once
 from typing import Any
 
 from torch import Tensor, fx
@@ -48,11 +48,13 @@ def tune(
 ) -> None:
     """Apply the steps of `tune` in order, in eval mode; `gm` is changed. Ranges that a step forgets are found anew.
 
+    The inputs in `data` are read once and held, so that what is learned for a sample is compared with that sample.
     A step of ours takes (gm, walk, finished, **arguments), one of the user's own (gm, data, **arguments). What is
     done is kept under `cache`. Raises NotReadyError where a step needs data and there is none, where data holds NaN,
     and where a step makes a parameter or a buffer NaN or infinite.
     """
-    walk = Walk(gm, partial(_inputs, gm, data, positional), several=len(steps) > 1)
+    held = once(lambda: list(_inputs(gm, data, positional)))  # a loader may shuffle what it gives
+    walk = Walk(gm, held, several=len(steps) > 1)
     own = [
         one for module in gm.modules() if not isinstance(module, INSERTED) for one in module.buffers(recurse=False)
     ]
@@ -60,7 +62,7 @@ def tune(
         function, before = step.function(STEPS), _nonfinite(gm)
         with eval_mode(gm), restored(own):
             if step.name in STEPS:
-                kept = finished(cache, step, _fingerprint(data) if cache else "", model=gm)
+                kept = finished(cache, step, _fingerprint(held()) if cache and data is not None else "", model=gm)
                 function(gm, walk, kept, **step.arguments)
             else:
                 function(gm, data, **step.args)
@@ -90,10 +92,10 @@ def _inputs(gm: fx.GraphModule, data: Iterable[Any] | None, positional: int | No
         raise NotReadyError("tune needs data, but `data` yielded no batch")
 
 
-def _fingerprint(data: Iterable[Any] | None) -> str:
+def _fingerprint(inputs: Iterable[Arguments]) -> str:
     digest = hashlib.sha256()
-    for batch in data or ():
-        for leaf in pytree.tree_leaves(batch):
+    for arguments in inputs:
+        for leaf in pytree.tree_leaves(tuple(arguments)):
             if isinstance(leaf, Tensor):
                 digest.update(contents(leaf))
             else:

@@ -32,7 +32,7 @@ def smooth_quant(gm: fx.GraphModule, walk: Walk, finished: Finished, *, alpha: f
     candidates = [
         one for one in quantized_weights(gm) if one.operator.kind in LAYERS and all(_quantizers(gm, one.calls))
     ]
-    first = next(walk.inputs()) if candidates else None
+    first = next(iter(walk.inputs())) if candidates else None
     possible = [] if first is None else scalings(gm, shapes(gm, first) or {}, links(gm, first))
     wanted = {call for one in candidates for call in one.calls}
     found = [scaling for scaling in possible if not wanted.isdisjoint(scaling.calls)]

@@ -53,14 +53,25 @@ class SoftRounding(nn.Module):
 
 
 class LearnedScale(nn.Module):
-    """The quantizer of an activation, with its scale to be learned (LSQ, Esser et al. 2020, equation 3)."""
+    """The quantizer of an activation, with its scale to be learned (LSQ, Esser et al. 2020, equation 3).
+
+    Learned is `log_ratio`, the logarithm of the scale over what it was: a step of it is a share of the scale, large
+    or small, and the scale stays positive.
+    """
 
     def __init__(self, quantizer: UniformQuantizer) -> None:
         super().__init__()
         self._low, self._high, self._zero_point = quantizer.low, quantizer.high, quantizer.zero_point
-        self.scale = nn.Parameter(quantizer.scale.detach().clone())
+        self._start = quantizer.scale.detach().clone()
+        self.log_ratio = nn.Parameter(torch.zeros_like(self._start))
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale as it is now."""
+        return self._start * self.log_ratio.exp()
 
     def forward(self, x: Tensor) -> Tensor:
-        steps = x.to(torch.promote_types(x.dtype, self.scale.dtype)) / self.scale  # its gradient overflows in half
+        scale = self.scale
+        steps = x.to(torch.promote_types(x.dtype, scale.dtype)) / scale  # its gradient overflows in half
         codes = steps + (steps.round() - steps).detach() + self._zero_point
-        return saturated((codes.clamp(self._low, self._high) - self._zero_point) * self.scale, x.dtype)
+        return saturated((codes.clamp(self._low, self._high) - self._zero_point) * scale, x.dtype)

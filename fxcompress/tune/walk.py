@@ -1,8 +1,8 @@
 """The walk over a graph, part by part: what flows into each part in float, and with all before it quantized."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from fxcompress.measure.float_mode import float_mode
 from fxcompress.nn import Quantizer
 from fxcompress.tune.arrivals import Arrivals, Inputs, Values
 from fxcompress.tune.parts import Part, constants_of, parts
+from fxcompress.tune.region_links import links
 from fxcompress.tune.weights import QuantizedWeight, quantized_weights
 
 Instead = Mapping[fx.Node, Callable[..., Any]]  # functions that are called in the place of what some nodes call
@@ -101,13 +102,23 @@ class Walk:
             memory(get_tensor(gm, str(node.target))) for node in gm.graph.find_nodes(op="get_attr")
         )
 
+    @cached_property
+    def outside(self) -> Collection[Any]:
+        """The tensors, by memory, that the model's own Python reads between the regions."""
+        first = next(iter(self.inputs())) if isinstance(self.gm, Islands) else None
+        return () if first is None else links(self.gm, first).read
+
+    def weights(self) -> list[QuantizedWeight]:
+        """Return the quantized weights as they are now."""
+        return quantized_weights(self.gm, self.outside)
+
     def stretches(self, *, reference: bool = True) -> Iterator[Stretch]:
         """Yield part after part; change its parameters and scales before asking for the next.
 
         A weight that several parts read is among those of the first. Without `reference` the stretches know
         nothing of the float model, which halves the work and holds no parameters.
         """
-        waiting = quantized_weights(self.gm)
+        waiting = self.weights()
         layers = frozenset(call for one in waiting for call in one.calls)
         now, then = (Arrivals(self.gm, self.inputs) if isinstance(self.gm, Islands) else None for _ in range(2))
         for index, region in enumerate(regions(self.gm)):

@@ -1,6 +1,6 @@
 """Quantized weights: what enters their quantizer, and how another value is put there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +44,11 @@ class QuantizedWeight(NamedTuple):
         return name
 
 
-def quantized_weights(gm: fx.GraphModule) -> list[QuantizedWeight]:
-    """Return the quantized weights in graph order; layers with a tied weight are one, named after the first."""
+def quantized_weights(gm: fx.GraphModule, outside: Collection[Any] = ()) -> list[QuantizedWeight]:
+    """Return the quantized weights in graph order; layers with a tied weight are one, named after the first.
+
+    `outside` are the tensors, by memory, that code outside of the graph reads.
+    """
     found: dict[Quantizer, QuantizedWeight] = {}
     for layer in (layer for layer in layers(gm) if layer.operator.inputs):  # a look-up is not rounded for its inputs
         for call in layer.calls:
@@ -56,15 +59,19 @@ def quantized_weights(gm: fx.GraphModule) -> list[QuantizedWeight]:
                     nodes = one.nodes if node in one.nodes else (*one.nodes, node)
                     found[quantizer] = one._replace(nodes=nodes, calls=(*one.calls, call))
     read = readers(gm)
-    return [
-        one._replace(obstacle=_obstacle(gm, one, read)) for one in found.values() if parameter_under(gm, one.node)
-    ]
+    whole = [one for one in found.values() if parameter_under(gm, one.node)]
+    return [one._replace(obstacle=_obstacle(gm, one, read, outside)) for one in whole]
 
 
-def _obstacle(gm: fx.GraphModule, one: QuantizedWeight, read: Mapping[Any, Sequence[fx.Node]]) -> str:
+def _obstacle(
+    gm: fx.GraphModule, one: QuantizedWeight, read: Mapping[Any, Sequence[fx.Node]], outside: Collection[Any]
+) -> str:
     if not isinstance(one.quantizer, UniformQuantizer):
         return "it has no even steps (whole bits, no codebook)"
-    other = next((node for node in read[memory(get_tensor(gm, one.parameter(gm)))] if node not in one.calls), None)
+    key = memory(get_tensor(gm, one.parameter(gm)))
+    if key in outside:
+        return "the model's own Python reads its parameter for something else"
+    other = next((node for node in read[key] if node not in one.calls), None)
     if other is not None:
         return f"the call {other.name!r} reads its parameter for something else"
     node = first_argument(one.node)

@@ -40,12 +40,12 @@ def test_nan(tune):
         (
             LEARNED[0],
             NotReadyError,
-            r"^tune: the squared error of '_1' is not finite: what enters is NaN, infinite or",
+            r"^tune: the squared error behind '0' is not finite: what enters is NaN, infinite or",
         ),
         (
             LEARNED[1],
             NotReadyError,
-            r"^tune: the squared error of '_1' is not finite: what enters is NaN, infinite or",
+            r"^tune: the squared error behind '0' is not finite: what enters is NaN, infinite or",
         ),
         (
             "gptq",
@@ -68,7 +68,7 @@ def test_an_outlier_too_large_to_be_squared(tune):
 
 @pytest.mark.parametrize("tune", LEARNED, ids=str)
 def test_a_batch_without_values(tune):
-    with pytest.raises(NotReadyError, match=r"^tune: a batch of data gives no values in '_1'$"):
+    with pytest.raises(NotReadyError, match=r"^tune: a batch of data gives no values behind '0'$"):
         tuned(images()[:0], tune)
 
 
