@@ -1,6 +1,7 @@
 """Post-training quantization of ResNet-20 on CIFAR-10: bits by method by seed, beside a peer.
 
     python benchmarks/post_training.py --data DIR [--only W4A8:ada_round:0 '*:ours'] [--results FILE] [--table]
+        [--iterations N]
 
 DIR holds `resnet20_cifar10.safetensors`, `cifar10_test.npz` and `cifar10_train_0.npz`. Each cell that is measured
 becomes a line of FILE, and cells that are in it are not measured again: a run that was killed goes on.
@@ -12,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +48,7 @@ SEEDS = (0, 1, 2)
 NAMES = {"ours": "fxcompress", "peer": "Brevitas"}
 IMAGES = 1024
 _LEARNED = ("ada_round", "block_reconstruction")
-_TUNE: dict[str, list[Any]] = {
-    "bias_correction": ["bias_correction"],
-    "ada_round": [{"ada_round": {"iterations": 1000}}],
-    "block_reconstruction": [{"block_reconstruction": {"iterations": 1000, "scale_learning_rate": 1e-2}}],
-}
+ITERATIONS = 1000
 
 
 class Cell(NamedTuple):
@@ -72,7 +70,7 @@ def cells() -> Iterator[Cell]:
             yield from (Cell(bits, method, seed, by) for bits in BITS for by in NAMES)
 
 
-def policy(bits: str, method: str) -> dict[str, Any]:
+def policy(bits: str, method: str, iterations: int) -> dict[str, Any]:
     """Return the policy of a cell."""
     weight, entering = BITS[bits]
     learned = method in _LEARNED
@@ -92,13 +90,14 @@ def policy(bits: str, method: str) -> dict[str, Any]:
     ]
     equalize = ["equalize"] if method == "equalization" else []
     steps = ["fold_batch_norm", *equalize, {"kind": "quantize", "rules": rules}]
-    return {"version": 1, "steps": steps, "tune": _TUNE.get(method, [])}
+    tune = [{method: {"iterations": iterations}}] if learned else [method] if method == "bias_correction" else []
+    return {"version": 1, "steps": steps, "tune": tune}
 
 
-def ours(model: ResNet, data: DataLoader, test: TensorDataset, cell: Cell) -> tuple[float, float]:
+def ours(model: ResNet, data: DataLoader, test: TensorDataset, cell: Cell, iterations: int) -> tuple[float, float]:
     """Return the seconds that fxcompress took and the accuracy of what it gave."""
     start = time.perf_counter()
-    small = fxcompress.transform(model, policy(cell.bits, cell.method), data=data)
+    small = fxcompress.transform(model, policy(cell.bits, cell.method, iterations), data=data)
     return time.perf_counter() - start, accuracy(small, test)
 
 
@@ -127,7 +126,7 @@ def note(results: Path, cell: Cell | None, seconds: float, top1: float) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def run(folder: Path, results: Path, only: Sequence[str]) -> None:
+def run(folder: Path, results: Path, only: Sequence[str], iterations: int) -> None:
     """Measure the cells that are asked for and not in the file yet; two runs may share a file."""
     model, test = resnet(folder), test_set(folder)
     if None not in measured(results):
@@ -136,7 +135,8 @@ def run(folder: Path, results: Path, only: Sequence[str]) -> None:
         if cell in measured(results) or not any(fnmatchcase(str(cell), f"{pattern}*") for pattern in only):
             continue
         data = training_subset(folder, IMAGES, cell.seed)
-        seconds, top1 = (ours if cell.by == "ours" else peer)(model, data, test, cell)
+        measure = partial(ours, iterations=iterations) if cell.by == "ours" else peer
+        seconds, top1 = measure(model, data, test, cell)
         note(results, cell, seconds, top1)
         print(f"{cell} {top1:.2%} {seconds:.0f} s", flush=True)
 
@@ -179,10 +179,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of weights and images; without it nothing is measured")
     parser.add_argument("--only", nargs="+", default=[""], help="cells by the beginning of their name, globs allowed")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/post-training.jsonl"))
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of learned roundings, in fxcompress")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     arguments = parser.parse_args()
     if arguments.data:
-        run(arguments.data, arguments.results, arguments.only)
+        run(arguments.data, arguments.results, arguments.only, arguments.iterations)
     if arguments.table:
         print("\n".join(table(arguments.results)))
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.nn.functional import straight_through
+from fxcompress.nn.functional import scale_to, straight_through
 from fxcompress.nn.layout import Layout
 from fxcompress.nn.levels import apot, kmeans, midpoints
 from fxcompress.nn.packing import packed_bytes
@@ -80,7 +80,7 @@ class CodebookQuantizer(Quantizer):
         that `fit` sets.
         """
         self._refuse_fitted()
-        self.scale.copy_(_scale_for(*self._finite_ends(low, high)))
+        self.scale.copy_(scale_to(*self._finite_ends(low, high), 1.0))
         self._ready = True
 
     def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class CodebookQuantizer(Quantizer):
         Raises ValueError for the forms that `fit` sets.
         """
         self._refuse_fitted()
-        scale = _scale_for(low, high).to(x)
+        scale = scale_to(low, high, 1.0).to(x)
         return self.levels.to(x)[self._places(x / scale)] * scale
 
     def _refuse_fitted(self) -> None:
@@ -164,8 +164,3 @@ def _up_to_single(x: Tensor) -> Tensor:
     """Return the least float32 numbers that are not below float64 ones."""
     single = x.float()
     return torch.where(single.double() < x, torch.nextafter(single, torch.full_like(single, torch.inf)), single)
-
-
-def _scale_for(low: Tensor, high: Tensor) -> Tensor:
-    span = torch.maximum(-low, high)
-    return torch.where(span > 0, span, 1.0).clamp(min=torch.finfo(torch.float32).tiny)

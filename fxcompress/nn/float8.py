@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxcompress.nn.functional import straight_through
+from fxcompress.nn.functional import scale_to, straight_through
 from fxcompress.nn.layout import Layout
 from fxcompress.nn.quantizer import SCALE_BYTES, Quantizer
 
@@ -42,17 +42,13 @@ class Float8Quantizer(Quantizer):
 
         `low` and `high` have one value for each scale. Raises ValueError when they are not finite.
         """
-        self.scale.copy_(self._scale_for(*self._finite_ends(low, high)))
+        self.scale.copy_(scale_to(*self._finite_ends(low, high), self.high))
         self._ready = True
 
     def round_between(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return `x` rounded to the codes that would span `low` .. `high`, ranges around zero that broadcast."""
-        scale = self._scale_for(low, high).to(x)
+        scale = scale_to(low, high, self.high).to(x)
         return self._codes(x / scale).to(x.dtype) * scale
-
-    def _scale_for(self, low: Tensor, high: Tensor) -> Tensor:
-        span = torch.maximum(-low, high)
-        return torch.where(span > 0, span / self.high, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
 
     def stored_bytes(self, numel: int) -> int:
         """Return the bytes of the codes and the scales."""

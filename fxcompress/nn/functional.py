@@ -97,6 +97,12 @@ def uniform_grid(
     return scale, zero_point
 
 
+def scale_to(low: Tensor, high: Tensor, largest: float) -> Tensor:
+    """Return the scale with which the levels -largest .. largest end at the larger magnitude of `low` .. `high`."""
+    span = torch.maximum(-low, high)
+    return torch.where(span > 0, span / largest, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def _next_power_of_two(x: Tensor) -> Tensor:
     """Return the least powers of two that are not below positive numbers, 0 for 0."""
     mantissa, exponent = torch.frexp(x)  # the mantissa is from 0.5 to below 1

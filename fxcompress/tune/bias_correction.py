@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ class _Bias(NamedTuple):
     """A bias that can be corrected: its parameter, or that of the batch norm folded into it, and all that read it."""
 
     name: str
-    readers: Mapping[fx.Node, QuantizedWeight]  # by call
+    readers: dict[fx.Node, QuantizedWeight]  # by call
 
 
 class _Errors(NamedTuple):
@@ -49,7 +49,10 @@ def bias_correction(
     2019, section 4.2 and appendices B and C).
     """
     add_biases(gm)
-    (_by_batch_norm(gm) if statistics == "batch_norm" else _by_data(gm, walk, finished))
+    if statistics == "batch_norm":
+        _by_batch_norm(gm)
+    else:
+        _by_data(gm, walk, finished)
 
 
 def _biases(gm: fx.GraphModule, outside: Collection[Any] = ()) -> list[_Bias]:
@@ -62,8 +65,7 @@ def _biases(gm: fx.GraphModule, outside: Collection[Any] = ()) -> list[_Bias]:
         for call in one.calls:
             name = _bias_parameter(call)
             if name is not None:
-                bias = found.setdefault(memory(get_tensor(gm, name)), _Bias(name, {}))
-                found[memory(get_tensor(gm, name))] = bias._replace(readers={**bias.readers, call: one})
+                found.setdefault(memory(get_tensor(gm, name)), _Bias(name, {})).readers[call] = one
     read = readers(gm)
     inside = [(bias, read[key]) for key, bias in found.items() if key not in outside]
     return [bias for bias, nodes in inside if all(node in bias.readers for node in nodes)]

@@ -1,9 +1,9 @@
 """Tuning as a policy states it: each step in order, on the quantized graph."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache as once
 from typing import Any
 
 from torch import Tensor, fx
@@ -53,7 +53,7 @@ def tune(
     done is kept under `cache`. Raises NotReadyError where a step needs data and there is none, where data holds NaN,
     and where a step makes a parameter or a buffer NaN or infinite.
     """
-    held = once(lambda: list(_inputs(gm, data, positional)))  # a loader may shuffle what it gives
+    held = functools.cache(lambda: list(_inputs(gm, data, positional)))  # a loader may shuffle what it gives
     walk = Walk(gm, held, several=len(steps) > 1)
     own = [
         one for module in gm.modules() if not isinstance(module, INSERTED) for one in module.buffers(recurse=False)
